@@ -1,0 +1,25 @@
+"""smkd: few-shot image classification with Vision Transformers.
+
+config = smkd.resolve("folder-pretrain", ["data=photos"])
+run = smkd.pretrain(config)
+backbone = smkd.load(run)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Result", "RunConfig", "__version__", "distill", "evaluate_run", "load", "pretrain", "resolve"]
+
+if TYPE_CHECKING:
+    from smkd.api import Result, RunConfig, distill, evaluate_run, load, pretrain, resolve
+
+
+def __getattr__(name: str) -> Any:
+    # torch is imported when something of it is asked for, so that `smkd --help` answers at once
+    if name in __all__:
+        from smkd import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'smkd' has no attribute '{name}'")

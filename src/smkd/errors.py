@@ -1,0 +1,17 @@
+"""The errors a user can cause. The command line prints them as one line and exits with code 2."""
+
+
+class SmkdError(Exception):
+    """Base of every error whose message is meant for the user."""
+
+
+class ConfigError(SmkdError):
+    """A recipe, a key or a value is wrong."""
+
+
+class DataError(SmkdError):
+    """An image, a folder or a split is missing, unreadable or too small."""
+
+
+class CheckpointError(SmkdError):
+    """A checkpoint cannot be read, written, or does not fit the model."""
