@@ -1,0 +1,1 @@
+"""What a run is: the schema of its configuration and the recipes that fill it in."""

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from smkd.config import loading
+from smkd.config.schema import RunConfig
+from smkd.errors import ConfigError
+
+DATASETS = ("mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "caltech101", "patterns", "debug", "folder")
+
+
+def test_every_data_set_has_a_recipe_for_each_phase() -> None:
+    expected = {f"{name}-{phase}" for name in DATASETS for phase in ("pretrain", "distill")}
+    assert set(loading.recipe_names()) == expected
+    for name in expected:
+        config = loading.resolve(name)
+        assert config.phase == name.rsplit("-", 1)[1]
+        assert config.recipe == name
+        assert loading.recipe_summary(name)
+
+
+@pytest.mark.parametrize("name", ["mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100"])
+def test_benchmarks_have_the_papers_settings(name: str) -> None:
+    first, second = loading.resolve(f"{name}-pretrain"), loading.resolve(f"{name}-distill")
+    for config in (first, second):
+        assert (config.model.size, config.model.patch_size, config.model.drop_path) == ("small", 16, 0.1)
+        assert (config.head.num_prototypes, config.head.num_patch_prototypes) == (8192, None)
+        assert (config.global_views.count, config.global_views.size, config.global_views.scale) == (2, 224, (0.25, 1.0))
+        assert (config.local_views.count, config.local_views.size, config.local_views.scale) == (10, 96, (0.05, 0.25))
+        optim, objective = config.optim, config.objective
+        assert (optim.lr, optim.lr_end, optim.warmup_epochs) == (5e-4, 1e-5, 10)
+        assert (optim.weight_decay, optim.weight_decay_end) == (0.04, 0.4)
+        assert (optim.teacher_momentum, optim.teacher_momentum_end) == (0.996, 1.0)
+        assert (optim.clip_norm, optim.freeze_last_layer_epochs) == (3.0, 1)
+        assert objective.student_temperature == 0.1
+        for temperature in (objective.cls_temperature, objective.patch_temperature):
+            assert (temperature.start, temperature.end, temperature.warmup_epochs) == (0.04, 0.07, 30)
+        assert (config.mask.shape, config.mask.ratio, config.mask.ratio_jitter) == ("block", (0.0, 0.3), (0.0, 0.2))
+        assert (config.validation.resize, config.validation.crop) == (256, 224)
+        final = (360, 320) if "imagenet" in name else (256, 224)
+        assert (config.evaluation.resize, config.evaluation.crop) == final
+    assert (first.epochs, first.validation.every, second.epochs, second.validation.every) == (1600, 50, 150, 5)
+    assert (first.objective.labels, first.objective.mim.weight, first.objective.patch.weight) == (False, 1.0, 0.0)
+    assert (second.objective.labels, second.objective.mim.weight, second.objective.patch.weight) == (True, 0.0, 1.0)
+    assert second.objective.patch.matching == "paper"
+
+
+def test_configuration_is_frozen() -> None:
+    config = loading.resolve("debug-pretrain")
+    with pytest.raises(ValidationError):
+        config.epochs = 3  # type: ignore[misc]
+
+
+def test_overrides_reach_any_depth_and_data_is_short_for_its_root() -> None:
+    config = loading.resolve(
+        "debug-distill",
+        ["optim.lr=1e-4", "objective.cls_temperature.end=0.05", "data=photos", "data.on_error=skip", "mask.ratio=[0.5]",
+         "mask.ratio_jitter=[0.1]", "data.sampler=null"],
+    )  # fmt: skip
+    assert config.optim.lr == 1e-4
+    assert config.objective.cls_temperature.end == 0.05
+    assert (config.data.root, config.data.on_error, config.data.sampler) == (Path("photos"), "skip", None)
+    assert config.mask.ratio == (0.5,)
+
+
+def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
+    config = loading.resolve("mini-imagenet-distill", ["data=x", "init=runs/a"])
+    path = tmp_path / "config.yaml"
+    path.write_text(loading.dump(config))
+    assert loading.load(path) == config
+    assert loading.differences(config, config) == []
+
+
+def test_differences_leave_out_what_does_not_change_the_numbers() -> None:
+    old, new = (
+        loading.resolve("debug-pretrain", words)
+        for words in (["num_workers=0", "optim.lr=1e-3"], ["num_workers=3", "out=b", "optim.lr=2e-3"])
+    )
+    assert loading.differences(old, new) == ["optim.lr: 0.001 -> 0.002"]
+
+
+def test_a_recipe_file_extends_a_neighbour_or_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("extends: debug-pretrain\nepochs: 7\n")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nseed: 3\n")
+    config = loading.resolve(str(tmp_path / "mine.yaml"))
+    assert (config.epochs, config.seed, config.recipe, config.batch_size) == (7, 3, "mine", 16)
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["optim.lrr=1"], ["unknown key 'optim.lrr'", "did you mean 'optim.lr'"]),
+        (["epoch=1"], ["unknown key 'epoch'", "'epochs'"]),
+        (["objective.patch.maching=paper"], ["objective.patch.matching"]),
+        (["epochs=many"], ["epochs=many", "integer"]),
+        (["objective.patch.matching=papers"], ["objective.patch.matching=papers", "'paper'"]),
+        (["model=3"], ["model"]),
+        (["optim.lr=-1"], ["optim.lr=-1", "greater than 0"]),
+        (["epochs"], ["key=value"]),
+        (["global_views.size=30"], ["global_views.size=30", "model.patch_size=8", "use 24"]),
+        (["local_views.size=4"], ["local_views.size=4", "smaller than one patch"]),
+        (["batch_size=15", "accumulate=2"], ["batch_size=15", "not divisible"]),
+        (["data.sampler={classes: 3, per_class: 4}"], ["classes=3", "batch_size=16"]),
+        (["global_views.scale=[0.5, 0.2]"], ["scale"]),
+        (["mask.ratio_jitter=[0.1, 0.4]"], ["ratio_jitter"]),
+        (["evaluation.crop=40"], ["crop 40 is larger than resize 32"]),
+        (["objective.pairs=global", "objective.patch.matching=reference"], ["pairs=local"]),
+    ],
+)
+def test_wrong_settings_are_one_line_that_names_them(words: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        loading.resolve("debug-pretrain", words)
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert part in message
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'debug-pretrain'"):
+        loading.resolve("debug-pretrian")
+    with pytest.raises(ConfigError, match=r"'nowhere\.yaml' does not exist"):
+        loading.resolve("nowhere.yaml")
+
+
+def test_a_recipe_serves_its_own_verb_only() -> None:
+    with pytest.raises(ConfigError, match="is for `smkd pretrain`"):
+        loading.resolve("debug-pretrain", phase="distill")
+
+
+def test_recipes_hold_only_known_keys() -> None:
+    known = {*RunConfig.model_fields, "summary", "extends"}
+    for name in loading.recipe_names():
+        assert set(yaml.safe_load(loading.recipe_text(name))) <= known
