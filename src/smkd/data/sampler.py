@@ -1,0 +1,98 @@
+"""Which images make up each batch: a pure function of (seed, epoch), the same for any number of devices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Sampler
+
+from smkd.config.schema import SamplerConfig
+from smkd.data.randomness import ORDER, generator
+from smkd.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+class EpochSampler(Sampler[list[tuple[int, int]]]):
+    """This device's share of each batch of one epoch, as lists of (epoch, image index).
+
+    Every step takes `batch_size` images, cut into `passes` equal consecutive parts; this device takes part
+    `pass * world + rank` of each accumulation pass. A short last batch is dropped.
+
+    Args:
+        labels: class of each image.
+        batch_size: images per step, over all devices and passes.
+        balanced: class-balanced batches; none draws every image once in random order.
+        accumulate: passes per step on each device.
+        rank, world: number of this device and of all devices.
+
+    Raises:
+        DataError: fewer images than a batch, or fewer classes than a balanced batch asks for.
+    """
+
+    def __init__(
+        self, labels: Indices, batch_size: int, seed: int, *, balanced: SamplerConfig | None = None,
+        accumulate: int = 1, rank: int = 0, world: int = 1,
+    ) -> None:  # fmt: skip
+        if len(labels) < batch_size:
+            raise DataError(f"batch_size={batch_size} is larger than the training set ({len(labels)} images)")
+        classes = len(np.unique(labels))
+        if balanced is not None and balanced.classes > classes:
+            raise DataError(f"data.sampler.classes={balanced.classes}, but there are only {classes} training classes")
+        self.labels, self.batch_size, self.seed, self.balanced = labels, batch_size, seed, balanced
+        self.accumulate, self.rank, self.world = accumulate, rank, world
+        self.epoch = 0
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of a whole epoch."""
+        return len(self.labels) // self.batch_size
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration runs through."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rng = generator(self.seed, self.epoch, 0, ORDER)
+        order = rng.permutation(len(self.labels)) if self.balanced is None else self._balanced_order(rng)
+        share = self.batch_size // (self.world * self.accumulate)
+        for step in range(self.steps):
+            for turn in range(self.accumulate):
+                start = step * self.batch_size + (turn * self.world + self.rank) * share
+                yield [(self.epoch, int(index)) for index in order[start : start + share]]
+
+    def _balanced_order(self, rng: np.random.Generator) -> Indices:
+        """Batches of different classes, each with its images side by side; classes and images take turns."""
+        assert self.balanced is not None
+        images = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+        class_turns = _Deck(np.arange(len(images)), rng)
+        image_turns = [_Deck(members, rng) for members in images]
+        order = []
+        for _ in range(self.steps):
+            for label in class_turns.deal(self.balanced.classes):
+                order.append(image_turns[label].deal(self.balanced.per_class))
+        return np.concatenate(order)
+
+
+class _Deck:
+    """Deals its cards in random order, shuffling again when they run out; a hand repeats none if it can."""
+
+    def __init__(self, cards: Indices, rng: np.random.Generator) -> None:
+        self.cards, self.rng = cards, rng
+        self.left = cards[:0]
+
+    def deal(self, count: int) -> Indices:
+        hand = self.left[:count]
+        self.left = self.left[count:]
+        while len(hand) < count:
+            fresh = self.rng.permutation(self.cards)
+            # cards already in this hand go to the back
+            fresh = np.concatenate([fresh[~np.isin(fresh, hand)], fresh[np.isin(fresh, hand)]])
+            missing = count - len(hand)
+            hand, self.left = np.concatenate([hand, fresh[:missing]]), fresh[missing:]
+        return hand
