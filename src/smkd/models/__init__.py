@@ -1,0 +1,1 @@
+"""The networks: the Vision Transformer, the projection head, and the student/teacher pair."""

@@ -1,0 +1,67 @@
+"""Projection head from tokens to prototype logits (DINO, iBOT)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from smkd.config.schema import HeadConfig
+
+NORM_EPS = 1e-12
+
+
+class PrototypeLayer(nn.Module):
+    """Weight-normed linear layer without bias: direction and magnitude of each prototype apart.
+
+    Args:
+        fixed_norm: keep all magnitudes at 1.
+    """
+
+    def __init__(self, dim: int, num_prototypes: int, *, fixed_norm: bool) -> None:
+        super().__init__()
+        self.weight_g = nn.Parameter(torch.ones(num_prototypes, 1), requires_grad=not fixed_norm)
+        self.weight_v = nn.Parameter(torch.empty(num_prototypes, dim))
+        nn.init.trunc_normal_(self.weight_v, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., dim] -> [..., prototypes]."""
+        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return F.linear(x, weight)
+
+
+class ProjectionHead(nn.Module):
+    """MLP, L2 norm, prototypes; [CLS] and patches share the MLP and, unless told otherwise, the prototypes."""
+
+    def __init__(self, dim: int, config: HeadConfig) -> None:
+        super().__init__()
+        sizes = [dim] + [config.hidden_dim] * (config.layers - 1) + [config.bottleneck_dim]
+        layers: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(sizes)):
+            layers += ([nn.GELU()] if number else []) + [nn.Linear(before, after)]
+        self.mlp = nn.Sequential(*layers)
+        for layer in self.mlp:
+            if isinstance(layer, nn.Linear):
+                nn.init.trunc_normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        fixed = config.fixed_norm
+        self.last_layer = PrototypeLayer(config.bottleneck_dim, config.num_prototypes, fixed_norm=fixed)
+        # named as in iBOT's checkpoints
+        self.last_layer2: PrototypeLayer | None = None
+        if config.num_patch_prototypes is not None:
+            self.last_layer2 = PrototypeLayer(config.bottleneck_dim, config.num_patch_prototypes, fixed_norm=fixed)
+
+    def forward(self, cls: Tensor) -> Tensor:
+        """[CLS] tokens [..., dim] -> logits [..., prototypes]."""
+        logits: Tensor = self.last_layer(self._embed(cls))
+        return logits
+
+    def patch_logits(self, patches: Tensor) -> Tensor:
+        """Patch tokens [..., dim] -> logits [..., patch prototypes]."""
+        logits: Tensor = (self.last_layer2 or self.last_layer)(self._embed(patches))
+        return logits
+
+    def _embed(self, x: Tensor) -> Tensor:
+        return F.normalize(self.mlp(x), dim=-1, eps=NORM_EPS)
