@@ -1,0 +1,151 @@
+"""The matched-patch term (SMKD, section 3.3): patches of one image against matched patches of another.
+
+A matching says which student patch answers to which teacher patch, and with what weight. The sum over all
+matches of weight * H(p[teacher patch], z[student patch]) is then one cross-entropy per student patch against
+the weighted mix of the distributions that were matched to it, so no array has a row for every match.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PAIRS_AT_ONCE = 256
+"""Image pairs whose similarities are held in memory together."""
+
+
+class Matches(NamedTuple):
+    """Matched patches; the three tensors have one entry per match.
+
+    Attributes:
+        student: row of the student's patches, counted over [global, batch, patches].
+        teacher: row of the teacher's patches, counted over [global, images, patches].
+        weight: of the match; the term is the weighted sum of cross-entropies.
+        terms: number of terms that the weights average over; 0 if nothing matched.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    weight: Tensor
+    terms: int
+
+
+def matched_patches(targets: Tensor, student: Tensor, matches: Matches) -> Tensor:
+    """Weighted sum of the cross-entropies of all matches; exactly zero, with zero gradient, if there are none.
+
+    Args:
+        targets: teacher distributions [global, images, patches, prototypes].
+        student: logits over temperature [global, batch, patches, prototypes].
+        matches: see `match_paper` and `match_reference`.
+    """
+    z, p = student.flatten(0, 2), targets.flatten(0, 2)
+    order = matches.student.argsort()
+    size = torch.bincount(matches.student, minlength=len(z))
+    mix = F.embedding_bag(
+        matches.teacher[order], p, size.cumsum(0) - size, mode="sum",
+        per_sample_weights=matches.weight.to(p.dtype)[order],
+    )  # fmt: skip
+    mass = z.new_zeros(len(z)).index_add_(0, matches.student, matches.weight.to(z.dtype))
+    return (mass * z.logsumexp(dim=-1)).sum() - (mix * z).sum()
+
+
+@torch.no_grad()
+def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, attention: Tensor | None) -> Matches:
+    """For every teacher patch, the student patch of the other image that is most similar.
+
+    for (s, t) different global views, (i, j) in pairs, N patch of teacher image i in view t:
+        m = argmax_n cosine(student_tokens[s, j, n], teacher_tokens[t, i, N])
+        a match of student patch (s, j, m) with teacher patch (t, i, N)
+
+    Each pair of images in each pair of views is one term: its weights sum to 1 / terms.
+
+    Args:
+        student_tokens: backbone patch tokens [global, batch, patches, dim].
+        teacher_tokens: the same [global, images, patches, dim]; images may come from all devices.
+        pairs: bool [images, batch] on the CPU, True where teacher image i is paired with student image j.
+        attention: weights of the teacher's patches [global, images, patches], or None for a plain mean.
+    """
+    views, batch, patches, _ = student_tokens.shape
+    images = teacher_tokens.shape[1]
+    device = student_tokens.device
+    of_student, of_teacher = F.normalize(student_tokens, dim=-1), F.normalize(teacher_tokens, dim=-1)
+    rows, columns = pairs.nonzero(as_tuple=True)
+    view_pairs = [(s, t) for s in range(views) for t in range(views) if s != t]
+    terms = len(rows) * len(view_pairs)
+    student, teacher = [], []
+    for i, j in zip(rows.split(PAIRS_AT_ONCE), columns.split(PAIRS_AT_ONCE), strict=True):
+        i, j = i.to(device, non_blocking=True), j.to(device, non_blocking=True)
+        for s, t in view_pairs:
+            similarity = of_teacher[t, i] @ of_student[s, j].transpose(1, 2)
+            best = similarity.argmax(dim=2)  # [pairs, patches of the teacher]
+            student.append(((s * batch + j) * patches)[:, None] + best)
+            teacher.append(((t * images + i) * patches)[:, None] + torch.arange(patches, device=device))
+    if not terms:
+        return _no_matches(device)
+    to_teacher = torch.cat(teacher).flatten()
+    weights = _weights(attention, (views, images, patches), device)[to_teacher] / terms
+    return Matches(torch.cat(student).flatten(), to_teacher, weights, terms)
+
+
+@torch.no_grad()
+def match_reference(
+    student_tokens: Tensor, teacher_tokens: Tensor, labels: Tensor, attention: Tensor | None
+) -> Matches:
+    """What the published code matches; not the paper's formula (docs/fidelity.md).
+
+    for (s, t) different global views, i image, a image of the same class, N patch:
+        m = argmax_n sum(student_tokens[s, a, n]) * sum(teacher_tokens[t, i, N])   (sums over channels)
+        a match of student patch (s, first image of the class in the batch, m) with teacher patch (s, a, N)
+
+    Without attention a = i is left out and a term is the mean over its matches; with attention a = i stays and a
+    term is the sum weighted by the teacher's attention in view t. The terms (s, t, i) are averaged.
+
+    Args:
+        student_tokens, teacher_tokens: backbone patch tokens [global, batch, patches, dim].
+        labels: int64 [batch] on the CPU.
+        attention: weights of the teacher's patches [global, batch, patches], or None.
+    """
+    views, batch, patches, _ = student_tokens.shape
+    device = student_tokens.device
+    same = labels[:, None] == labels[None, :]
+    first_of_class = same.int().argmax(dim=1)
+    if attention is None:
+        same = same & ~torch.eye(batch, dtype=torch.bool)
+    group = same.sum(dim=1)
+    terms = int((group > 0).sum()) * views * (views - 1)
+    if not terms:
+        return _no_matches(device)
+    i, a = same.nonzero(as_tuple=True)
+    share = (1.0 / (group[i] * patches * terms)).to(device)
+    first, i, a = first_of_class[a].to(device), i.to(device), a.to(device)
+    student_sum = F.normalize(student_tokens, dim=-1).sum(dim=-1)
+    teacher_sum = F.normalize(teacher_tokens, dim=-1).sum(dim=-1)
+    # a product of two sums is largest at the largest student sum, or at the smallest if the teacher's is negative
+    largest, smallest = student_sum.argmax(dim=-1), student_sum.argmin(dim=-1)
+    patch = torch.arange(patches, device=device)
+    student, teacher, weights = [], [], []
+    for s in range(views):
+        for t in range(views):
+            if s == t:
+                continue
+            best = torch.where(teacher_sum[t, i] > 0, largest[s, a][:, None], smallest[s, a][:, None])
+            best = torch.where(teacher_sum[t, i] == 0, 0, best)
+            student.append(((s * batch + first) * patches)[:, None] + best)
+            teacher.append(((s * batch + a) * patches)[:, None] + patch)
+            weights.append(share[:, None].expand(-1, patches) if attention is None else attention[t, a] / terms)
+    return Matches(torch.cat(student).flatten(), torch.cat(teacher).flatten(), torch.cat(weights).flatten(), terms)
+
+
+def _weights(attention: Tensor | None, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    if attention is not None:
+        return attention.flatten()
+    views, images, patches = shape
+    return torch.full((views * images * patches,), 1 / patches, device=device)
+
+
+def _no_matches(device: torch.device) -> Matches:
+    none = torch.empty(0, dtype=torch.long, device=device)
+    return Matches(none, none, torch.empty(0, device=device), 0)
