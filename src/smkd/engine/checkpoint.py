@@ -1,0 +1,90 @@
+"""Checkpoints: one file that `torch.load(weights_only=True)` reads, written aside and then renamed.
+
+<run>/checkpoints/step-00001200.pt   kept every `save_every` epochs
+                  last.pt            the end of the last finished epoch
+                  best.pt            best few-shot accuracy on validation classes
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smkd.errors import CheckpointError
+
+FORMAT = 1
+
+
+def save(state: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; a failure leaves what was there before.
+
+    Raises:
+        CheckpointError: it cannot be written (no space, no permission).
+    """
+    aside = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with aside.open("wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except (OSError, RuntimeError) as error:  # torch wraps some write errors in RuntimeError
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
+        kept = "; the checkpoint that was there is kept" if path.exists() else ""
+        raise CheckpointError(f"cannot write '{path}': {reason}{kept}") from error
+
+
+def link(path: Path, name: str) -> None:
+    """Keep a checkpoint under a second name, without copying it where the file system can."""
+    aside = path.with_name(f".{name}.partial")
+    aside.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, aside)
+        except OSError:
+            aside.write_bytes(path.read_bytes())
+        aside.replace(path.with_name(name))
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write '{path.with_name(name)}': {error.strerror}") from error
+
+
+def find(where: Path) -> Path:
+    """Checkpoint file that a run folder or file names: best, else last.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if where.is_file():
+        return where
+    if not where.exists():
+        raise CheckpointError(f"'{where}' does not exist; expected a run folder or a checkpoint file")
+    for name in ("best.pt", "last.pt"):
+        if (where / "checkpoints" / name).is_file():
+            return where / "checkpoints" / name
+    raise CheckpointError(f"run folder '{where}' holds no checkpoint (checkpoints/best.pt or last.pt)")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU, without executing anything in it.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not one of ours.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"checkpoint '{path}' does not exist") from error
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"cannot read '{path}': damaged, or not a checkpoint of smkd") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise CheckpointError(f"'{path}' is not a checkpoint of smkd (format {FORMAT})")
+    return state

@@ -1,0 +1,60 @@
+"""Start a run on one device in this process, or on several through PyTorch's elastic agent."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from smkd.config.schema import RunConfig
+from smkd.engine.device import pick_device
+from smkd.engine.train import Evaluator, run_folder, train
+from smkd.errors import ConfigError, SmkdError
+
+
+def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
+    """Run a training; `devices=N` starts N processes here, torchrun's own processes just join.
+
+    Raises:
+        ConfigError: several nodes without torchrun, or more GPUs than there are.
+        SmkdError: what a worker reported.
+    """
+    under_torchrun = "RANK" in os.environ
+    if config.num_nodes > 1 and not under_torchrun:
+        raise ConfigError(
+            f"num_nodes={config.num_nodes} must be started on each machine by torchrun: "
+            "torchrun --nnodes N --nproc-per-node D -m smkd ..."
+        )
+    if config.devices == 1 or under_torchrun:
+        return train(config, evaluator)
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    pick_device(config.accelerator)  # fail here, once, if it is not there
+    # the agent would print its own account of a failure around our one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    settings = LaunchConfig(
+        min_nodes=1, max_nodes=1, nproc_per_node=config.devices, run_id="smkd", rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0", max_restarts=0, start_method="spawn",
+    )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "error"
+        try:
+            elastic_launch(settings, _worker)(config, evaluator, said)
+        except ChildFailedError as error:
+            if said.exists():
+                raise SmkdError(said.read_text(encoding="utf-8")) from error
+            raise SmkdError(f"a worker process failed: {error.get_first_failure()[1].message}") from error
+    return run_folder(config)
+
+
+def _worker(config: RunConfig, evaluator: Evaluator | None, said: Path) -> None:
+    """Train; a user's error is left in a file, and the exit code makes the agent stop the other workers."""
+    try:
+        train(config, evaluator)
+    except SmkdError as error:
+        said.write_text(str(error), encoding="utf-8")
+        sys.exit(2)

@@ -1,0 +1,49 @@
+"""The optimiser: parameter groups, clipping of each tensor, and the frozen last layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
+    """Two groups: decayed, and (biases and one-dimensional tensors) not decayed; frozen parameters in neither."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+    return [{"params": decayed}, {"params": plain}]
+
+
+def make_optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it; rates are set each step by `set_rates`."""
+    fused = device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(parameter_groups(model), lr=0.0, weight_decay=0.0, fused=fused)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
+    """Learning rate of both groups, weight decay of the first."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
+    """Scale each gradient whose norm exceeds `limit` down to it; 0 does nothing."""
+    grads = [p.grad for p in parameters if p.grad is not None]
+    if limit <= 0 or not grads:
+        return
+    norms = torch._foreach_norm(grads)
+    factors: list[Tensor] = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
+    torch._foreach_mul_(grads, factors)
+
+
+def drop_last_layer_gradients(model: nn.Module) -> None:
+    """Leave the prototypes out of this step: no update, no decay, no optimiser state."""
+    for name, parameter in model.named_parameters():
+        if "last_layer" in name:
+            parameter.grad = None

@@ -1,0 +1,146 @@
+"""What a run writes about itself: its settings, its environment, its metrics, and lines on the console."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from smkd import __version__
+from smkd.config import loading
+from smkd.config.schema import RunConfig
+from smkd.errors import ConfigError
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device and source revision, for `env.json`."""
+    names = ("torch", "numpy", "pydantic", "pillow", "scikit-learn", "h5py")
+    is_cuda = device.type == "cuda"
+    return {
+        "smkd": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in names},
+        "device": torch.cuda.get_device_name(device) if is_cuda else device.type,
+        "cuda": torch.version.cuda if is_cuda else None,
+        "threads": torch.get_num_threads(),
+        "revision": _revision(),
+    }
+
+
+def _revision() -> str | None:
+    folder = Path(__file__).parent
+    try:
+        shown = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=folder, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return shown.stdout.strip()
+
+
+class RunLog:
+    """Writes metrics.jsonl, TensorBoard and, if asked, W&B; on other processes than the first it does nothing.
+
+    Args:
+        out: run folder.
+        config: resolved configuration.
+        device: for env.json.
+        active: whether this process writes.
+    """
+
+    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, active: bool) -> None:
+        self.active = active
+        self.progress: Progress | None = None
+        if not active:
+            return
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(loading.dump(config), encoding="utf-8")
+        with (out / "command.txt").open("a", encoding="utf-8") as file:
+            file.write(shlex.join(sys.argv) + "\n")
+        (out / "env.json").write_text(json.dumps(environment(device), indent=2) + "\n", encoding="utf-8")
+        self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.tensorboard = SummaryWriter(str(out / "tensorboard"))
+        self.wandb: Any = None
+        if config.wandb:
+            try:
+                import wandb
+            except ImportError as error:
+                raise ConfigError("wandb=true needs the extra: pip install 'smkd[wandb]'") from error
+            self.wandb = wandb.init(
+                project=config.wandb_project,
+                name=out.name,
+                dir=str(out),
+                config=config.model_dump(mode="json"),
+            )
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One object of metrics.jsonl: its kind ('train', 'epoch', 'validation'), the step, and the values."""
+        if not self.active:
+            return
+        self.metrics.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
+        self.metrics.flush()
+        numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
+        for name, value in numbers.items():
+            self.tensorboard.add_scalar(name, value, step)
+        if self.wandb is not None:
+            self.wandb.log(numbers, step=step)
+
+    def say(self, text: str) -> None:
+        """A line on the console."""
+        if self.active:
+            (self.progress.console if self.progress else console).print(text, markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int, done: int) -> Iterator[Bar]:
+        """Progress bar over steps where a terminal is there; elsewhere nothing."""
+        if not self.active or not console.is_terminal:
+            yield Bar(None)
+            return
+        columns = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=console) as progress:
+            self.progress = progress
+            progress.add_task(title, total=total, completed=done, note="")
+            yield Bar(progress)
+        self.progress = None
+
+    def close(self) -> None:
+        """Flush and close every sink."""
+        if not self.active:
+            return
+        self.metrics.close()
+        self.tensorboard.close()
+        if self.wandb is not None:
+            self.wandb.finish()
+
+
+class Bar:
+    """A progress bar, or nothing."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self.progress = progress
+
+    def advance(self, note: str) -> None:
+        """One step further."""
+        if self.progress is not None:
+            self.progress.update(self.progress.task_ids[0], advance=1, note=note)

@@ -1,0 +1,134 @@
+"""One optimiser step, from augmented views to the teacher's update."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from smkd import distributed
+from smkd.config.schema import RunConfig
+from smkd.data.loader import Views
+from smkd.engine.optim import clip_each, drop_last_layer_gradients, make_optimizer, set_rates
+from smkd.engine.schedules import Rates
+from smkd.models.pair import StudentTeacher
+from smkd.objectives.objective import Losses, Objective
+
+
+class StepResult(NamedTuple):
+    """What a step reports; tensors stay on the device.
+
+    Attributes:
+        losses: total and weighted terms, mean over the passes.
+        empty: how often each term found no valid pair.
+        assigned: [images] prototype of the teacher for the first global view of each image.
+        labels: [images] class of each image, on the CPU.
+    """
+
+    losses: dict[str, Tensor]
+    empty: dict[str, int]
+    assigned: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Learner:
+    """Everything that learns: networks, centres, optimiser and, for float16, the loss scaler."""
+
+    config: RunConfig
+    pair: StudentTeacher
+    objective: Objective
+    optimizer: torch.optim.AdamW
+    student: nn.Module
+    """The student as it is called: itself, or its wrapper for several devices."""
+    scaler: torch.amp.GradScaler
+    autocast: torch.dtype | None
+    device: torch.device
+
+    @staticmethod
+    def create(config: RunConfig, num_classes: int, device: torch.device, autocast: torch.dtype | None) -> Learner:
+        """A fresh learner with random weights, a pure function of the seed."""
+        torch.manual_seed(config.seed)
+        pair = StudentTeacher(config, num_classes).to(device)
+        pair.train()
+        objective = Objective(config.objective, config.head).to(device)
+        student: nn.Module = pair.student
+        if distributed.world_size() > 1:
+            # a separate patch layer gets no gradient when no term looks at patches
+            unused = config.head.num_patch_prototypes is not None and not pair.needs_patches
+            student = nn.parallel.DistributedDataParallel(
+                student,
+                device_ids=[device.index] if device.type == "cuda" else None,
+                find_unused_parameters=unused,
+            )
+        scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
+        optimizer = make_optimizer(pair.student, device)
+        return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
+
+    def step(self, passes: Iterable[Views], rates: Rates) -> StepResult:
+        """Forward and backward over all passes, then one update of student, centres and teacher."""
+        set_rates(self.optimizer, rates.lr, rates.weight_decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        count = self.config.accumulate
+        losses: dict[str, Tensor] = {}
+        empty: dict[str, int] = {}
+        assigned: list[Tensor] = []
+        labels: list[Tensor] = []
+        for number, views in enumerate(passes):
+            last = number == count - 1
+            with contextlib.nullcontext() if last else self._gradients_stay_here():
+                loss = self._forward(views, rates, assigned)
+                self.scaler.scale(loss.total / count).backward()
+            for name, value in (("loss", loss.total), *loss.terms.items()):
+                losses[name] = losses.get(name, 0) + value.detach() / count
+            for name in loss.empty:
+                empty[name] = empty.get(name, 0) + 1
+            labels.append(views.labels)
+        self._update(rates)
+        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels))
+
+    def _forward(self, views: Views, rates: Rates, assigned: list[Tensor]) -> Losses:
+        with self._autocast():
+            targets = self.pair.teacher_outputs(views.global_views)
+            outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
+        assigned.append(targets.cls[0].argmax(dim=-1))
+        losses: Losses = self.objective(
+            outputs, targets, views.masks, views.labels,
+            cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature,
+        )  # fmt: skip
+        return losses
+
+    def _update(self, rates: Rates) -> None:
+        """Clip, freeze, step, and move the teacher: in the reference's order."""
+        self.scaler.unscale_(self.optimizer)
+        clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
+        if rates.last_layer_frozen:
+            drop_last_layer_gradients(self.pair.student)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.pair.update_teacher(rates.teacher_momentum)
+
+    def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
+        """Devices exchange gradients in the last pass only."""
+        if isinstance(self.student, nn.parallel.DistributedDataParallel):
+            return self.student.no_sync()
+        return contextlib.nullcontext()
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.autocast)
+
+    def state(self) -> dict[str, object]:
+        """Everything that is learned, for a checkpoint."""
+        return {
+            "student": self.pair.student.state_dict(),
+            "teacher": self.pair.teacher.state_dict(),
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }

@@ -1,0 +1,301 @@
+"""A training run: from a resolved configuration to a folder with checkpoints and metrics.
+
+runs/<name>/config.yaml, command.txt, env.json, metrics.jsonl, tensorboard/, checkpoints/
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from smkd import __version__, distributed
+from smkd.config import loading
+from smkd.config.schema import RunConfig
+from smkd.data.datasets import DatasetSpec, Images, dataset_spec, open_split
+from smkd.data.loader import Batch, MultiCropDataset, Views, batches, make_loader, make_views, worker_count
+from smkd.data.sampler import EpochSampler
+from smkd.engine import checkpoint
+from smkd.engine.clusters import cluster_agreement
+from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.restore import restore
+from smkd.engine.runlog import RunLog
+from smkd.engine.schedules import rates_at
+from smkd.engine.step import Learner, StepResult
+from smkd.errors import ConfigError, SmkdError
+from smkd.models.vit import VisionTransformer
+
+
+class Evaluator(Protocol):
+    """Measures a backbone on validation classes."""
+
+    def check(self, config: RunConfig) -> None:
+        """Fail early if the validation that the configuration asks for cannot be done."""
+
+    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
+        """Names and numbers; the first one selects the best checkpoint."""
+
+
+def run_folder(config: RunConfig) -> Path:
+    """Where a run lives."""
+    return config.out or Path("runs") / (config.recipe or config.phase)
+
+
+def train(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
+    """Train in this process (one of several under torchrun), or go on with an interrupted run.
+
+    Args:
+        config: resolved configuration.
+        evaluator: measures the teacher on validation classes; none keeps no `best` checkpoint.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: see the message.
+    """
+    device = pick_device(config.accelerator)
+    distributed.initialise(device)
+    try:
+        return _train(config, evaluator, device)
+    finally:
+        distributed.shutdown()
+
+
+def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> Path:
+    if distributed.world_size() != config.devices * config.num_nodes:
+        raise ConfigError(
+            f"devices={config.devices} x num_nodes={config.num_nodes} does not match the "
+            f"{distributed.world_size()} processes that were started"
+        )
+    autocast = autocast_type(config.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    images = open_split(config.data, "train")
+    spec = dataset_spec(config.data.dataset)
+    sampler = EpochSampler(
+        images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate,
+        rank=distributed.rank(), world=distributed.world_size(),
+    )  # fmt: skip
+    if evaluator is not None and config.validation.every:
+        evaluator.check(config)
+    learner = Learner.create(config, len(images.class_names), device, autocast)
+    out = run_folder(config)
+
+    # Where the weights come from, in this order: this run's last checkpoint, `init`, random.
+    resumed = _resumable(config, out)
+    if resumed is not None:
+        state = checkpoint.load(resumed)
+        restore(learner, state, optimizer=True)
+        first_epoch, best = int(state["epoch"]), float(state["best"])
+    else:
+        first_epoch, best = 0, -math.inf
+        if config.init is not None:
+            restore(learner, checkpoint.load(checkpoint.find(config.init)), optimizer=config.init_optimizer)
+
+    log = RunLog(out, config, device, active=distributed.is_main())
+    try:
+        if first_epoch >= config.epochs:
+            log.say(f"{out}: already complete ({config.epochs} epochs)")
+            return out
+        log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
+        loader = make_loader(
+            MultiCropDataset(images, config), sampler, worker_count(config), pin_memory=device.type == "cuda"
+        )
+        steps = sampler.steps
+        with log.bar(config.phase, config.epochs * steps, first_epoch * steps) as bar:
+            for epoch in range(first_epoch, config.epochs):
+                sampler.set_epoch(epoch)
+                started = time.perf_counter()
+                meter = _Meter(log, config, epoch, steps, out)
+                passes = _views(batches(loader), spec, device, config.accumulate, meter)
+                for step, views in enumerate(passes, start=epoch * steps):
+                    rates = rates_at(config, step, steps)
+                    _seed_device(config.seed, step)
+                    meter.record(step, learner.step(views, rates), rates.lr)
+                    bar.advance(meter.note)
+                scores = meter.close(time.perf_counter() - started)
+                done = epoch + 1
+                accuracy = _validate(config, evaluator, learner, device, log, done, done * steps)
+                is_best = accuracy is not None and accuracy > best
+                best = accuracy if is_best and accuracy is not None else best
+                log.write("epoch", done * steps, {"epoch": done, **scores})
+                if distributed.is_main():
+                    state = {
+                        **learner.state(), "epoch": done, "step": done * steps, "best": best,
+                        "config": config.model_dump(mode="json"), "classes": images.class_names,
+                        "version": __version__,
+                    }  # fmt: skip
+                    _save(state, out / "checkpoints", config, done, is_best=is_best)
+                distributed.barrier()
+    finally:
+        log.close()
+    return out
+
+
+def _resumable(config: RunConfig, out: Path) -> Path | None:
+    """Checkpoint to go on from; None for a new run. Refuses or clears a folder that holds another run."""
+    settings, last = out / "config.yaml", out / "checkpoints" / "last.pt"
+    there = settings.exists()
+    distributed.barrier()  # all processes look before the first one writes
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"out={out} is a file, not a folder")
+    if there and config.overwrite:
+        if distributed.is_main():
+            shutil.rmtree(out)
+        distributed.barrier()
+        return None
+    if not there:
+        return None
+    changes = loading.differences(loading.load(settings), config)
+    if changes:
+        raise ConfigError(
+            f"'{out}' holds a run with another configuration ({'; '.join(changes[:3])}"
+            f"{'; ...' if len(changes) > 3 else ''}); choose another out=, or overwrite=true"
+        )
+    if not config.resume:
+        raise ConfigError(f"'{out}' already holds this run and resume=false; choose another out=, or overwrite=true")
+    return last if last.is_file() else None
+
+
+def _views(
+    loaded: Iterator[Any], spec: DatasetSpec, device: torch.device, accumulate: int, meter: _Meter
+) -> Iterator[Iterator[Views]]:
+    """The passes of one step after another."""
+
+    def passes(first: Batch) -> Iterator[Views]:
+        batch: Batch = first
+        for turn in range(accumulate):
+            batch = first if turn == 0 else next(loaded)
+            meter.skipped += batch.skipped
+            yield make_views(batch, spec, device)
+
+    for first in loaded:
+        yield passes(first)
+
+
+def _validate(
+    config: RunConfig, evaluator: Evaluator | None, learner: Learner, device: torch.device, log: RunLog,
+    epoch: int, step: int,
+) -> float | None:  # fmt: skip
+    """Accuracy that selects the best checkpoint, when it is time to measure it."""
+    every = config.validation.every
+    if evaluator is None or every == 0 or (epoch % every and epoch != config.epochs):
+        return None
+    accuracy = None
+    if distributed.is_main():
+        learner.pair.teacher.eval()
+        measured = evaluator.measure(learner.pair.teacher.backbone, config, device)
+        learner.pair.teacher.train()
+        log.write("validation", step, {"epoch": epoch, **measured})
+        log.say(f"epoch {epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
+        accuracy = next(iter(measured.values()))
+    distributed.barrier()
+    return accuracy
+
+
+def _save(state: dict[str, Any], folder: Path, config: RunConfig, epoch: int, *, is_best: bool) -> None:
+    last = folder / "last.pt"
+    checkpoint.save(state, last)
+    if is_best:
+        checkpoint.link(last, "best.pt")
+    if config.save_every and epoch % config.save_every == 0:
+        checkpoint.link(last, f"step-{state['step']:08d}.pt")
+
+
+def _seed_device(seed: int, step: int) -> None:
+    """Whatever draws on the device (stochastic depth) depends on seed, step and rank alone."""
+    words = np.random.SeedSequence([seed, step, distributed.rank()]).generate_state(1, np.uint64)
+    torch.manual_seed(int(words[0] >> np.uint64(1)))
+
+
+def _headline(
+    config: RunConfig,
+    learner: Learner,
+    images: Images,
+    sampler: EpochSampler,
+    epoch: int,
+    resumed: Path | None,
+) -> str:
+    backbone = learner.pair.student.backbone
+    millions = sum(p.numel() for p in backbone.parameters()) / 1e6
+    precision = "float32" if learner.autocast is None else str(learner.autocast).removeprefix("torch.")
+    start = f"resumed at epoch {epoch} from {resumed}" if resumed else f"from {config.init or 'random weights'}"
+    return (
+        f"{config.recipe or config.phase}: {len(images)} images of {len(images.class_names)} classes, "
+        f"{sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
+        f"{learner.device.type} {precision} x {distributed.world_size()}; {start}"
+    )
+
+
+class _Meter:
+    """Running means of one epoch; reads the device only when a log line is due."""
+
+    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
+        self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
+        self.note = ""
+        self.skipped = 0
+        self.assigned: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.epoch_loss: list[float] = []
+        self._restart()
+
+    def _restart(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.empty: dict[str, int] = {}
+        self.count = 0
+        self.since = time.perf_counter()
+
+    def record(self, step: int, result: StepResult, lr: float) -> None:
+        """Add one step; write a line if it is time."""
+        for name, value in result.losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        for name, count in result.empty.items():
+            self.empty[name] = self.empty.get(name, 0) + count
+        self.assigned.append(result.assigned)
+        self.labels.append(result.labels)
+        self.count += 1
+        done = step + 1
+        if done % self.config.log_every == 0 or done % self.steps == 0:
+            self._flush(done, lr)
+
+    def _flush(self, step: int, lr: float) -> None:
+        means = {name: float(distributed.mean(value)) / self.count for name, value in self.sums.items()}
+        broken = [name for name, value in means.items() if not math.isfinite(value)]
+        if broken:
+            raise SmkdError(
+                f"the loss is no longer finite ({', '.join(broken)}) near step {step}; the last checkpoint in "
+                f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
+            )
+        speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
+        empty = {f"empty_{name}": count for name, count in self.empty.items()}
+        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
+        self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
+        self.epoch_loss.append(means["loss"])
+        self._restart()
+
+    def close(self, seconds: float) -> dict[str, float]:
+        """Numbers of the whole epoch."""
+        assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
+        labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
+        scores = {
+            "loss": float(np.mean(self.epoch_loss)),
+            **cluster_agreement(assigned, labels),
+            "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
+            "seconds": round(seconds, 2),
+        }
+        if self.skipped:
+            scores["skipped_images"] = self.skipped
+            self.log.say(f"epoch {self.epoch + 1}: {self.skipped} unreadable images were replaced")
+        self.log.say(
+            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, nmi {scores['nmi']:.3f}, "
+            f"{scores['images_per_second']:.0f} images/s"
+        )
+        return scores
