@@ -1,0 +1,1 @@
+"""Few-shot evaluation: features, episodes, heads, accuracy with its interval."""
