@@ -1,0 +1,76 @@
+"""A self-contained HTML page: every picture inline, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+STYLE = """
+body { font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }
+h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+p.lead, figcaption { color: #555; } figure { margin: 1rem 0; } img { max-width: 100%; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right; }
+th:first-child, td:first-child { text-align: left; } tr:last-child td { font-weight: 600; }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
+"""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading, a sentence, and a table, pictures or preformatted text."""
+
+    title: str
+    text: str = ""
+    table: Sequence[Sequence[str]] = ()
+    """Rows of cells, the header first."""
+    figures: Sequence[tuple[Figure, str]] = ()
+    """Pictures with their descriptions."""
+    preformatted: str = ""
+
+
+def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+    """Write the page."""
+    body = "\n".join(_section(section) for section in sections)
+    path.write_text(
+        f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
+        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n</body>\n</html>\n',
+        encoding="utf-8",
+    )
+
+
+def _section(section: Section) -> str:
+    parts = [f"<h2>{html.escape(section.title)}</h2>"]
+    if section.text:
+        parts.append(f"<p>{html.escape(section.text)}</p>")
+    if section.table:
+        parts.append(_table(section.table))
+    for figure, caption in section.figures:
+        parts.append(
+            f'<figure><img src="{_inline(figure)}" alt="{html.escape(caption)}">'
+            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        )
+    if section.preformatted:
+        parts.append(f"<pre>{html.escape(section.preformatted)}</pre>")
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    header, *body = [[html.escape(cell) for cell in row] for row in rows]
+    lines = ["<tr>" + "".join(f"<th>{cell}</th>" for cell in header) + "</tr>"]
+    lines += ["<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in body]
+    return "<table>\n" + "\n".join(lines) + "\n</table>"
+
+
+def _inline(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -1,0 +1,149 @@
+"""The command line as a user meets it, wrong input above all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+DEBUG = ("debug-pretrain", "epochs=1", "data.limit_per_class=6", "validation.every=0", "batch_size=32")
+
+
+def smkd(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "smkd", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+def refused(*words: object, cwd: Path | None = None) -> str:
+    """The one line of an error; checks exit code 2, no traceback, and that nothing was written."""
+    before = sorted(cwd.rglob("*")) if cwd else []
+    done = smkd(*words, cwd=cwd)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, done.stderr
+    assert (sorted(cwd.rglob("*")) if cwd else []) == before
+    return lines[0]
+
+
+def test_help_answers_at_once() -> None:
+    smkd("--help")  # compiles the modules
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = smkd("--help")
+        times.append(time.perf_counter() - start)
+    assert done.returncode == 0
+    assert all(verb in done.stdout for verb in ("pretrain", "distill", "eval", "demo", "recipes"))
+    # the cause is tested, not the clock: torch is what takes seconds to import
+    code = "import sys, smkd.cli; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+    assert min(times) < 2.0
+
+
+def test_recipes_are_listed_and_shown() -> None:
+    listed = smkd("recipes").stdout
+    assert "mini-imagenet-distill" in listed
+    assert "extends: mini-imagenet-pretrain" in smkd("recipes", "show", "mini-imagenet-distill").stdout
+    assert "num_prototypes: 8192" in smkd("recipes", "show", "mini-imagenet-distill", "--resolved").stdout
+
+
+def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
+    done = smkd("pretrain", *DEBUG, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "run folder: runs/debug-pretrain" in done.stdout
+    again = smkd("pretrain", *DEBUG, cwd=tmp_path)
+    assert "already complete" in again.stdout
+    words = ("eval", "runs/debug-pretrain", "--shot", "2", "--query", "all", "--episodes", "30", "--json", "r.json")
+    measured = smkd(*words, cwd=tmp_path)
+    assert measured.returncode == 0, measured.stderr
+    assert "5-way 2-shot" in measured.stdout
+    assert "30 episodes" in measured.stdout
+    assert "all queries" in measured.stdout
+    result = json.loads((tmp_path / "r.json").read_text())["results"][0]
+    assert (result["shot"], result["query"], result["episodes"], result["split"]) == (2, "all", 30, "test")
+    assert f"{result['mean']:.2f} ± {result['ci95']:.2f}" in measured.stdout
+    knn = smkd("eval", "runs/debug-pretrain", "--head", "knn", "--episodes", "30", cwd=tmp_path)
+    assert "head knn" in knn.stdout
+
+
+def test_floors_need_a_recipe(tmp_path: Path) -> None:
+    assert "--recipe" in refused("eval", "pixels")
+    done = smkd("eval", "random", "--recipe", "debug-pretrain", "--episodes", "20")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["pretrain", "debug-pretrian"], ["unknown recipe 'debug-pretrian'", "'debug-pretrain'"]),
+        (["pretrain", "debug-pretrain", "optim.lrr=1"], ["unknown key 'optim.lrr'", "'optim.lr'"]),
+        (["pretrain", "debug-pretrain", "epochs=many"], ["epochs=many", "integer"]),
+        (["pretrain", "debug-pretrain", "global_views.size=4"], ["global_views.size=4", "smaller than one patch"]),
+        (["pretrain", "debug-pretrain", "local_views.size=20"], ["local_views.size=20", "patch_size=8"]),
+        (["pretrain", "folder-pretrain"], ["data="]),
+        (["pretrain", "folder-pretrain", "data=nowhere"], ["'nowhere' does not exist"]),
+        (["pretrain", "debug-pretrain", "data.dataset=pattern"], ["data.dataset=pattern", "'patterns'"]),
+        (["pretrain", "debug-pretrain", "batch_size=9999"], ["batch_size=9999", "1280 images"]),
+        (["pretrain", "debug-pretrain", "precision=fp16", "accelerator=cpu"], ["precision=fp16", "CUDA"]),
+        (["eval", "nowhere"], ["'nowhere' does not exist"]),
+    ],
+)
+def test_wrong_input_is_one_line(tmp_path: Path, words: list[str], parts: list[str]) -> None:
+    line = refused(*words, cwd=tmp_path)
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
+def test_a_missing_device_is_named(tmp_path: Path) -> None:
+    assert "accelerator=cuda: there is no such device here" in refused(
+        "pretrain", "debug-pretrain", "accelerator=cuda", cwd=tmp_path
+    )
+
+
+def test_wrong_folders_are_named(tmp_path: Path, make_folder) -> None:
+    root = make_folder(classes=6, images=4)
+    words = ("pretrain", "debug-pretrain", "data.dataset=folder", "batch_size=8", "out=run")
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    assert "holds no images" in refused(*words, "data=empty", cwd=tmp_path)
+    (tmp_path / "half" / "train" / "cats").mkdir(parents=True)
+    assert "holds no images" in refused(*words, "data=half", cwd=tmp_path)
+    (root / "train" / "train-0").rename(tmp_path / "aside")
+    (root / "train" / "train-0").mkdir()
+    assert "train-0' holds no images" in refused(*words, f"data={root}", cwd=tmp_path)
+
+
+def test_classes_too_small_for_the_protocol_are_named_before_training(tmp_path: Path, make_folder) -> None:
+    root = make_folder(classes=6, images=12)
+    for image in sorted((root / "val" / "val-3").iterdir())[8:]:
+        image.unlink()
+    words = ("pretrain", "debug-pretrain", "data.dataset=folder", f"data={root}", "batch_size=8", "out=run",
+             "data.limit_per_class=null")  # fmt: skip
+    line = refused(*words, cwd=tmp_path)
+    assert "class 'val-3' has 8 images" in line
+    assert "shot=1 and query=10" in line
+
+
+@pytest.mark.parametrize("where", [("num_workers=2",), ("devices=2", "accelerator=cpu", "num_workers=0")])
+def test_a_corrupt_image_is_one_line_from_any_process(tmp_path: Path, make_folder, where: tuple[str, ...]) -> None:
+    root = make_folder(classes=6, images=4)
+    broken = root / "train" / "train-2" / "001.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    words = ("pretrain", "debug-pretrain", "data.dataset=folder", f"data={root}", "batch_size=8", "validation.every=0")
+    done = smkd(*words, *where, f"out={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"smkd: cannot read image '{broken}'" in done.stderr
+    assert "data.on_error=skip" in done.stderr
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = smkd("pretrain", "nothing", "--debug")
+    assert "Traceback" in done.stderr
+    assert "unknown recipe" in done.stderr

@@ -1,0 +1,125 @@
+"""The direction rule: a package imports from itself, from packages to its left and from the support modules."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import smkd
+
+SOURCE = Path(smkd.__file__).parent
+PACKAGES = ("config", "data", "models", "objectives", "engine", "fewshot", "viz")
+# arrows to the left that are left out on purpose: a model sees tensors, not batches
+FORBIDDEN = {("models", "data")}
+# top-level modules that every package may use, and that use nothing but each other
+SUPPORT = ("errors", "distributed")
+# top-level modules that wire the packages together and may import everything
+ENTRY = ("__init__", "__main__", "api", "cli", "demo")
+UNWANTED = ("torchvision", "timm")
+
+
+def imported(source: str, module: tuple[str, ...]) -> list[tuple[int, str]]:
+    """Line and dotted name of everything a module imports, also inside functions.
+
+    `module` is the file's place below the package, such as ('data', 'crops'); relative names are resolved.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [(node.lineno, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                folder = ("smkd", *module)[: -node.level]
+                base = ".".join([*folder, *([node.module] if node.module else [])])
+            found += [(node.lineno, f"{base}.{alias.name}") for alias in node.names]
+    return found
+
+
+def violations(source: str, module: tuple[str, ...]) -> list[str]:
+    """What a module imports against the rules, one readable line each."""
+    where = "/".join(module) + ".py"
+    owner = module[0]
+    if len(module) > 1 and owner not in PACKAGES:
+        return [f"{where}: unknown package smkd.{owner}; give it a place in PACKAGES of {Path(__file__).name}"]
+    if len(module) == 1 and owner not in SUPPORT + ENTRY:
+        return [f"{where}: unknown module smkd.{owner}; name it in SUPPORT or ENTRY of {Path(__file__).name}"]
+    wrong = []
+    for line, name in imported(source, module):
+        top, *rest = name.split(".")
+        if top in UNWANTED:
+            wrong.append(f"{where}:{line}: imports {top}")
+        if top != "smkd" or owner in ENTRY:
+            continue
+        target = rest[0] if rest else ""
+        if target == "__version__" or target in SUPPORT:
+            continue
+        if target not in PACKAGES:
+            wrong.append(f"{where}:{line}: imports {name}, which is for the entry points")
+        elif owner in SUPPORT:
+            wrong.append(f"{where}:{line}: a support module imports {name}")
+        elif PACKAGES.index(target) > PACKAGES.index(owner) or (owner, target) in FORBIDDEN:
+            wrong.append(f"{where}:{line}: {owner} imports {name}; the direction is {' -> '.join(PACKAGES)}")
+    return wrong
+
+
+def modules() -> list[tuple[str, ...]]:
+    files = sorted(SOURCE.rglob("*.py"))
+    return [file.relative_to(SOURCE).with_suffix("").parts for file in files]
+
+
+def test_source_is_there() -> None:
+    assert {m[0] for m in modules() if len(m) > 1} >= {"config", "data", "models", "objectives", "engine"}
+
+
+@pytest.mark.parametrize("module", modules(), ids="/".join)
+def test_direction(module: tuple[str, ...]) -> None:
+    text = SOURCE.joinpath(*module).with_suffix(".py").read_text(encoding="utf-8")
+    assert violations(text, module) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (("config", "x"), "import smkd.data.crops"),
+        (("models", "x"), "from smkd.data.loader import Views"),
+        (("models", "x"), "from smkd import data"),
+        (("models", "x"), "from ..data import loader"),
+        (("models", "x"), "def f():\n    from smkd.engine import step"),
+        (("objectives", "x"), "from smkd.engine.step import Learner"),
+        (("engine", "x"), "from smkd.fewshot import evaluate"),
+        (("engine", "x"), "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from smkd.fewshot import heads"),
+        (("fewshot", "x"), "from smkd.viz import attention"),
+        (("viz", "x"), "from smkd import cli"),
+        (("viz", "x"), "from smkd.cli import main"),
+        (("data", "x"), "import smkd"),
+        (("data", "x"), "import torchvision.transforms as T"),
+        (("cli",), "from timm.models import create_model"),
+        (("errors",), "from smkd.config import schema"),
+        (("serving", "x"), ""),
+        (("helpers",), ""),
+    ],
+)
+def test_wrong_imports_are_found(module: tuple[str, ...], source: str) -> None:
+    assert len(violations(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        (("engine", "x"), "from smkd import __version__, distributed\nfrom smkd.errors import DataError"),
+        (("engine", "__init__"), "from .step import Learner\nfrom ..data import loader\nfrom .. import errors"),
+        (("fewshot", "x"), "from smkd.engine import checkpoint\nfrom smkd.data.crops import Box"),
+        (("viz", "x"), "from smkd.fewshot.features import extract\nimport timmy\nimport numpy"),
+        (("cli",), "from smkd.fewshot import evaluate\nfrom smkd.engine import launch\nfrom smkd.viz import maps"),
+        (("distributed",), "import torch\nfrom smkd.errors import SmkdError"),
+    ],
+)
+def test_right_imports_pass(module: tuple[str, ...], source: str) -> None:
+    assert violations(source, module) == []
+
+
+def test_unknown_package_is_explained() -> None:
+    assert "unknown package smkd.serving" in violations("", ("serving", "x"))[0]
