@@ -71,8 +71,9 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(checkpoint, "save", real)
     cut = run(tmp_path / "cut", "epochs=3")
 
-    # the interrupted epoch was finished but not saved, so it is done again
-    assert [line["epoch"] for line in metrics(cut, "epoch")] == [1, 2, 2, 3]
+    # the interrupted epoch's records went with it
+    for kind in ("train", "epoch"):
+        assert [line["step"] for line in metrics(cut, kind)] == [line["step"] for line in metrics(whole, kind)]
     for part in ("student", "teacher", "objective"):
         for name, value in weights(whole, part).items():
             torch.testing.assert_close(weights(cut, part)[name], value, rtol=0, atol=0)
@@ -204,7 +205,7 @@ def test_python_api_measures_what_it_loads(tmp_path: Path) -> None:
 
 
 def test_unreadable_images_stop_the_run_or_are_skipped_and_counted(tmp_path: Path, make_folder) -> None:
-    root = make_folder(classes=6, images=12)
+    root = make_folder(classes=6, images=16)
     broken = root / "train" / "train-0" / "003.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     words = (f"data={root}", "data.dataset=folder", "epochs=1", "data.limit_per_class=null")
@@ -212,6 +213,21 @@ def test_unreadable_images_stop_the_run_or_are_skipped_and_counted(tmp_path: Pat
         run(tmp_path / "a", *words)
     out = run(tmp_path / "b", *words, "data.on_error=skip")
     assert metrics(out, "epoch")[0]["skipped_images"] == 1
+    test_image = root / "test" / "test-1" / "002.jpg"
+    test_image.write_bytes(b"no image")
+    config = loading.load(out / "config.yaml")
+    with pytest.raises(DataError, match=r"002\.jpg"):
+        smkd.evaluate_run(
+            smkd.load(out), config.model_copy(update={"data": config.data.model_copy(update={"on_error": "raise"})})
+        )
+    assert smkd.evaluate_run(smkd.load(out), config)[0].skipped == 1
+
+
+def test_overwrite_loses_nothing_when_the_new_run_cannot_start(tmp_path: Path) -> None:
+    out = run(tmp_path / "a", "epochs=1")
+    with pytest.raises(CheckpointError, match="does not exist"):
+        run(out, "epochs=1", "overwrite=true", f"init={tmp_path / 'nowhere'}")
+    assert weights(out)
 
 
 def test_two_devices_train_like_one_folder(tmp_path: Path) -> None:

@@ -205,6 +205,8 @@ def _print_results(model: str, results: list[Result], config: RunConfig) -> None
         f"{protocol.episodes} episodes, seed {protocol.seed}, head {protocol.head}, "
         f"images {protocol.resize} -> {protocol.crop} px; accuracy in %, mean ± 95 % interval"
     )
+    if results[0].skipped:
+        console.print(f"{results[0].skipped} unreadable images left out")
 
 
 def _write_json(path: Path, values: Any) -> None:

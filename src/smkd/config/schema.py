@@ -286,7 +286,7 @@ class RunConfig(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bfloat16 where the hardware has it, else float16 on CUDA, else float32."""
     num_workers: Count | Literal["auto"] = "auto"
-    """Data-loading processes per device; auto leaves one core to the trainer."""
+    """Data-loading processes per device; auto: none on the CPU, else all cores but one, at most 16."""
     log_every: Positive = 20
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 10

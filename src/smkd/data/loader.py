@@ -141,10 +141,15 @@ def collate(samples: list[Sample]) -> Batch:
     )
 
 
-def worker_count(config: RunConfig) -> int:
-    """Loading processes of this device: the configured number, or all of its cores but one."""
+def worker_count(config: RunConfig, device: torch.device) -> int:
+    """Loading processes of this device: the configured number, or a sensible one.
+
+    On an accelerator all of its share of cores but one; on the CPU none, since the networks need the cores.
+    """
     if config.num_workers != "auto":
         return config.num_workers
+    if device.type == "cpu":
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(16, max(1, cores // config.devices - 1))
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -61,10 +61,11 @@ class RunLog:
         out: run folder.
         config: resolved configuration.
         device: for env.json.
+        step: where the run starts; records of later steps, left by an interrupted epoch, are dropped.
         active: whether this process writes.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, active: bool) -> None:
+    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, step: int, active: bool) -> None:
         self.active = active
         self.progress: Progress | None = None
         if not active:
@@ -74,10 +75,11 @@ class RunLog:
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
         (out / "env.json").write_text(json.dumps(environment(device), indent=2) + "\n", encoding="utf-8")
+        _drop_records_after(out / "metrics.jsonl", step)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
-        self.tensorboard = SummaryWriter(str(out / "tensorboard"))
+        self.tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
         self.wandb: Any = None
         if config.wandb:
             try:
@@ -132,6 +134,17 @@ class RunLog:
         self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _drop_records_after(path: Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(ValueError):  # a line cut short by a crash
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    path.write_text("".join(kept), encoding="utf-8")
 
 
 class Bar:

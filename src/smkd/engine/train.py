@@ -99,15 +99,17 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
         first_epoch, best = 0, -math.inf
         if config.init is not None:
             restore(learner, checkpoint.load(checkpoint.find(config.init)), optimizer=config.init_optimizer)
+    if config.overwrite:
+        _remove_run(out)
 
-    log = RunLog(out, config, device, active=distributed.is_main())
+    log = RunLog(out, config, device, step=first_epoch * sampler.steps, active=distributed.is_main())
     try:
         if first_epoch >= config.epochs:
             log.say(f"{out}: already complete ({config.epochs} epochs)")
             return out
         log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
         loader = make_loader(
-            MultiCropDataset(images, config), sampler, worker_count(config), pin_memory=device.type == "cuda"
+            MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
         )
         steps = sampler.steps
         with log.bar(config.phase, config.epochs * steps, first_epoch * steps) as bar:
@@ -141,18 +143,13 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
 
 
 def _resumable(config: RunConfig, out: Path) -> Path | None:
-    """Checkpoint to go on from; None for a new run. Refuses or clears a folder that holds another run."""
+    """Checkpoint to go on from; None for a new run. Refuses a folder that holds another run."""
     settings, last = out / "config.yaml", out / "checkpoints" / "last.pt"
     there = settings.exists()
     distributed.barrier()  # all processes look before the first one writes
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={out} is a file, not a folder")
-    if there and config.overwrite:
-        if distributed.is_main():
-            shutil.rmtree(out)
-        distributed.barrier()
-        return None
-    if not there:
+    if config.overwrite or not there:
         return None
     changes = loading.differences(loading.load(settings), config)
     if changes:
@@ -163,6 +160,14 @@ def _resumable(config: RunConfig, out: Path) -> Path | None:
     if not config.resume:
         raise ConfigError(f"'{out}' already holds this run and resume=false; choose another out=, or overwrite=true")
     return last if last.is_file() else None
+
+
+def _remove_run(out: Path) -> None:
+    """Clear a run's folder, now that everything the new run needs has been read; no other folder is touched."""
+    distributed.barrier()
+    if distributed.is_main() and (out / "config.yaml").exists():
+        shutil.rmtree(out)
+    distributed.barrier()
 
 
 def _views(

@@ -33,6 +33,8 @@ class Result:
     split: str
     mean: float
     ci95: float
+    skipped: int = 0
+    """Unreadable images that were left out."""
 
     def __str__(self) -> str:
         return f"{self.mean:.2f} ± {self.ci95:.2f}"
@@ -88,16 +90,9 @@ def _evaluate_shot(features: Features, protocol: ProtocolConfig, shot: int) -> R
     accuracies = [episode_accuracies(features.values, part, protocol.head, protocol.neighbours) for part in drawn]
     mean, ci95 = summary(torch.cat(accuracies))
     return Result(
-        protocol.way,
-        shot,
-        protocol.query,
-        protocol.episodes,
-        protocol.seed,
-        protocol.head,
-        protocol.split,
-        mean,
-        ci95,
-    )
+        way=protocol.way, shot=shot, query=protocol.query, episodes=protocol.episodes, seed=protocol.seed,
+        head=protocol.head, split=protocol.split, mean=mean, ci95=ci95, skipped=features.skipped,
+    )  # fmt: skip
 
 
 def evaluate_backbone(
@@ -107,7 +102,7 @@ def evaluate_backbone(
     features = extract(
         backbone, open_split(config.data, protocol.split), dataset_spec(config.data.dataset), config.features,
         resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
-        autocast=autocast_type(config.precision, device), num_workers=worker_count(config),
+        autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
     )  # fmt: skip
     return evaluate(features, protocol)
 
