@@ -198,10 +198,10 @@ def test_python_api_measures_what_it_loads(tmp_path: Path) -> None:
     backbone = smkd.load(out)
     assert not backbone.training
     config = api.resolve("debug-pretrain", ["evaluation.episodes=20"])
-    results = smkd.evaluate_run(backbone, config)
+    results = smkd.evaluate(backbone, config)
     assert [(r.shot, r.way, r.episodes) for r in results] == [(1, 5, 20), (5, 5, 20)]
     assert all(20 < r.mean < 100 and r.ci95 > 0 for r in results)
-    assert smkd.evaluate_run(backbone, config) == results
+    assert smkd.evaluate(backbone, config) == results
 
 
 def test_unreadable_images_stop_the_run_or_are_skipped_and_counted(tmp_path: Path, make_folder) -> None:
@@ -217,10 +217,10 @@ def test_unreadable_images_stop_the_run_or_are_skipped_and_counted(tmp_path: Pat
     test_image.write_bytes(b"no image")
     config = loading.load(out / "config.yaml")
     with pytest.raises(DataError, match=r"002\.jpg"):
-        smkd.evaluate_run(
+        smkd.evaluate(
             smkd.load(out), config.model_copy(update={"data": config.data.model_copy(update={"on_error": "raise"})})
         )
-    assert smkd.evaluate_run(smkd.load(out), config)[0].skipped == 1
+    assert smkd.evaluate(smkd.load(out), config)[0].skipped == 1
 
 
 def test_overwrite_loses_nothing_when_the_new_run_cannot_start(tmp_path: Path) -> None:

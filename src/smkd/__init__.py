@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Result", "RunConfig", "__version__", "distill", "evaluate_run", "load", "pretrain", "resolve"]
+__all__ = ["Result", "RunConfig", "__version__", "distill", "evaluate", "load", "pretrain", "resolve"]
 
 if TYPE_CHECKING:
-    from smkd.api import Result, RunConfig, distill, evaluate_run, load, pretrain, resolve
+    from smkd.api import Result, RunConfig, distill, evaluate, load, pretrain, resolve
 
 
 def __getattr__(name: str) -> Any:

@@ -14,11 +14,11 @@ from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import load_backbone
 from smkd.errors import ConfigError
-from smkd.fewshot.evaluate import FewShotValidation, Result, evaluate, evaluate_backbone
+from smkd.fewshot.evaluate import FewShotValidation, Result, evaluate_backbone, evaluate_features
 from smkd.fewshot.features import pixel_features
 from smkd.models.vit import VisionTransformer
 
-__all__ = ["Result", "RunConfig", "distill", "evaluate_run", "load", "pretrain", "resolve"]
+__all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "pretrain", "resolve"]
 
 
 def pretrain(config: RunConfig) -> Path:
@@ -44,7 +44,7 @@ def load(where: str | Path, network: Literal["teacher", "student"] = "teacher") 
     return load_backbone(Path(where), network)[0]
 
 
-def evaluate_run(
+def evaluate(
     source: VisionTransformer | Literal["pixels"], config: RunConfig, protocol: ProtocolConfig | None = None
 ) -> list[Result]:
     """Few-shot accuracy of a backbone on a split of a run's data.
@@ -59,7 +59,8 @@ def evaluate_run(
     """
     protocol = protocol or config.evaluation
     if isinstance(source, str):
-        return evaluate(pixel_features(open_split(config.data, protocol.split)), protocol)
+        features = pixel_features(open_split(config.data, protocol.split), on_error=config.data.on_error)
+        return evaluate_features(features, protocol)
     device = pick_device(config.accelerator)
     return evaluate_backbone(source.to(device).eval(), config, protocol, device)
 

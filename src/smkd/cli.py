@@ -106,7 +106,7 @@ def evaluate(
     }  # fmt: skip
     changes = {"evaluation": protocol, "data": {"root": data}, "accelerator": accelerator}
     config = _changed(config, changes)
-    results = api.evaluate_run(source, config)
+    results = api.evaluate(source, config)
     _print_results(model, results, config)
     if json_file is not None:
         settings = config.model_dump(mode="json", include={"evaluation", "features", "data"})

@@ -46,13 +46,13 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, list[Result]]:
     second = api.resolve("patterns-distill", [f"out={runs[1]}", f"seed={seed}", f"init={runs[0]}"])
 
     results = {
-        "raw_pixels": api.evaluate_run("pixels", first),
-        "random": api.evaluate_run(api.random_backbone(first), first),
+        "raw_pixels": api.evaluate("pixels", first),
+        "random": api.evaluate(api.random_backbone(first), first),
     }
     api.pretrain(first)
-    results["phase1"] = api.evaluate_run(api.load(runs[0]), first)
+    results["phase1"] = api.evaluate(api.load(runs[0]), first)
     api.distill(second)
-    results["phase2"] = api.evaluate_run(api.load(runs[1]), second)
+    results["phase2"] = api.evaluate(api.load(runs[1]), second)
 
     _write_results(out / "results.json", results)
     _write_report(out / "report.html", results, first, second, runs)

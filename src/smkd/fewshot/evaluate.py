@@ -69,7 +69,7 @@ def summary(accuracies: Tensor) -> tuple[float, float]:
     return float(accuracies.mean()), 1.96 * spread / math.sqrt(len(accuracies))
 
 
-def evaluate(features: Features, protocol: ProtocolConfig) -> list[Result]:
+def evaluate_features(features: Features, protocol: ProtocolConfig) -> list[Result]:
     """One result for each number of shots.
 
     Args:
@@ -104,7 +104,7 @@ def evaluate_backbone(
         resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
         autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
     )  # fmt: skip
-    return evaluate(features, protocol)
+    return evaluate_features(features, protocol)
 
 
 class FewShotValidation:

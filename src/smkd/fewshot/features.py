@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,30 +87,42 @@ def extract(
     Raises:
         DataError: an unreadable image, with 'raise'.
     """
-    dataset = _CenterCrops(images, resize, crop, on_error)
-    values, kept = [], []
-    loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
-        dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate
-    )
-    for pixels, indices in batches(loader):
-        if not len(indices):
-            continue
+
+    def encode(pixels: Tensor) -> Tensor:
         x = normalize(pixels.to(device).float() / 255, spec.mean, spec.std)
         with torch.autocast(device.type, autocast or torch.bfloat16, enabled=autocast is not None):
             blocks = backbone.last_blocks(x, config.blocks)
         blocks = [Tokens(*(None if part is None else part.float() for part in tokens)) for tokens in blocks]  # type: ignore[arg-type]
-        values.append(pool(blocks, config).cpu())
-        kept.append(indices)
+        return pool(blocks, config).cpu()
+
+    return _encoded(images, _CenterCrops(images, resize, crop, on_error), encode, batch_size, num_workers)
+
+
+def pixel_features(images: Images, *, side: int = 16, on_error: str = "raise") -> Features:
+    """The floor to compare with: colours of a small square, `side` x `side` x 3 numbers an image."""
+
+    def encode(pixels: Tensor) -> Tensor:
+        return pixels.flatten(1).float() / 255 - 0.5
+
+    return _encoded(images, _CenterCrops(images, side, side, on_error), encode)
+
+
+def _encoded(
+    images: Images, crops: _CenterCrops, encode: Callable[[Tensor], Tensor], batch_size: int = 128, num_workers: int = 0
+) -> Features:
+    """Features of all images that can be read."""
+    loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
+        crops, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate
+    )
+    values, kept = [], []
+    for pixels, indices in batches(loader):
+        if len(indices):
+            values.append(encode(pixels))
+            kept.append(indices)
     if not kept:
         raise DataError("not one image of the split can be read")
     chosen = torch.cat(kept).numpy()
     return Features(torch.cat(values), images.labels[chosen], images.class_names, len(images) - len(chosen))
-
-
-def pixel_features(images: Images, side: int = 16) -> Features:
-    """The floor to compare with: colours of a small square, `side` x `side` x 3 numbers an image."""
-    values = torch.stack([resize_center_crop(images.load(i), side, side).flatten() for i in range(len(images))])
-    return Features(values.float() / 255 - 0.5, images.labels, images.class_names)
 
 
 class _CenterCrops(Dataset[tuple[Tensor | None, int]]):
