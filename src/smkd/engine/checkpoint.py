@@ -8,8 +8,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ import torch
 from smkd.errors import CheckpointError
 
 FORMAT = 1
+NO_SPACE = 2**20
+"""Bytes; with less left, a failed write is put down to the disk being full."""
 
 
 def save(state: dict[str, Any], path: Path) -> None:
@@ -34,12 +38,21 @@ def save(state: dict[str, Any], path: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)
-    except (OSError, RuntimeError) as error:  # torch wraps some write errors in RuntimeError
+    except (OSError, RuntimeError) as error:
+        reason = _write_failure(error, path.parent)
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).split("\n")[0]
         kept = "; the checkpoint that was there is kept" if path.exists() else ""
         raise CheckpointError(f"cannot write '{path}': {reason}{kept}") from error
+
+
+def _write_failure(error: OSError | RuntimeError, folder: Path) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # torch reports a full disk as an internal position that is off
+    if folder.exists() and shutil.disk_usage(folder).free < NO_SPACE:
+        return os.strerror(errno.ENOSPC)
+    return str(error).split("\n")[0]
 
 
 def link(path: Path, name: str) -> None:

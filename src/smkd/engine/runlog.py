@@ -70,6 +70,7 @@ class RunLog:
         self.progress: Progress | None = None
         if not active:
             return
+        self.wandb = _start_wandb(out, config) if config.wandb else None
         out.mkdir(parents=True, exist_ok=True)
         (out / "config.yaml").write_text(loading.dump(config), encoding="utf-8")
         with (out / "command.txt").open("a", encoding="utf-8") as file:
@@ -80,18 +81,6 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
-        self.wandb: Any = None
-        if config.wandb:
-            try:
-                import wandb
-            except ImportError as error:
-                raise ConfigError("wandb=true needs the extra: pip install 'smkd[wandb]'") from error
-            self.wandb = wandb.init(
-                project=config.wandb_project,
-                name=out.name,
-                dir=str(out),
-                config=config.model_dump(mode="json"),
-            )
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """One object of metrics.jsonl: its kind ('train', 'epoch', 'validation'), the step, and the values."""
@@ -134,6 +123,14 @@ class RunLog:
         self.tensorboard.close()
         if self.wandb is not None:
             self.wandb.finish()
+
+
+def _start_wandb(out: Path, config: RunConfig) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise ConfigError("wandb=true needs the extra: pip install 'smkd[wandb]'") from error
+    return wandb.init(project=config.wandb_project, name=out.name, config=config.model_dump(mode="json"))
 
 
 def _drop_records_after(path: Path, step: int) -> None:

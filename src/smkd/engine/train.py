@@ -26,7 +26,7 @@ from smkd.engine import checkpoint
 from smkd.engine.clusters import cluster_agreement
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.restore import restore
-from smkd.engine.runlog import RunLog
+from smkd.engine.runlog import RunLog, console
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner, StepResult
 from smkd.errors import ConfigError, SmkdError
@@ -102,11 +102,13 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
     if config.overwrite:
         _remove_run(out)
 
+    if first_epoch >= config.epochs:
+        if distributed.is_main():
+            console.print(f"{out}: already complete ({config.epochs} epochs)", markup=False)
+        return out
+
     log = RunLog(out, config, device, step=first_epoch * sampler.steps, active=distributed.is_main())
     try:
-        if first_epoch >= config.epochs:
-            log.say(f"{out}: already complete ({config.epochs} epochs)")
-            return out
         log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
         loader = make_loader(
             MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
