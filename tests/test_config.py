@@ -108,6 +108,7 @@ def test_a_recipe_file_extends_a_neighbour_or_a_recipe(tmp_path: Path) -> None:
         (["global_views.scale=[0.5, 0.2]"], ["scale"]),
         (["mask.ratio_jitter=[0.1, 0.4]"], ["ratio_jitter"]),
         (["evaluation.crop=40"], ["crop 40 is larger than resize 32"]),
+        (["objective.cls.weight=0", "objective.mim.weight=0"], ["every term has weight 0"]),
         (["objective.pairs=global", "objective.patch.matching=reference"], ["pairs=local"]),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -177,7 +178,8 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on after the last finished epoch", err=True)
         raise SystemExit(130) from None
-    typer.echo(f"run folder: {run}")
+    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+        typer.echo(f"run folder: {run}")
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:

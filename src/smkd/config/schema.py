@@ -191,6 +191,8 @@ class ObjectiveConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
+        if not any(term.weight > 0 for term in (self.cls, self.mim, self.patch, self.supervised)):
+            raise ValueError("every term has weight 0; give cls, mim, patch or supervised a positive weight")
         if self.patch.matching == "reference" and self.pairs == "global":
             raise ValueError("patch.matching=reference knows only pairs=local, as the published code")
         return self
