@@ -161,9 +161,9 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _explain(error: ValidationError) -> str:
-    first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    key = ".".join(path)
+    first, *others = error.errors()
+    key = _key(first["loc"])
+    path = key.split(".")
     if first["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
         section = "".join(f"{part}." for part in path[:-1])
@@ -171,11 +171,24 @@ def _explain(error: ValidationError) -> str:
         return f"unknown key '{key}'{hint}"
     if first["type"] == "missing":
         return f"'{key}' is missing"
-    message = first["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    if isinstance(first["input"], dict | BaseModel) or not path:
-        return f"{key}: {message}" if key else message
-    return f"{key}={first['input']}: {message}"
+    if first["type"] == "model_type":
+        return f"{key}={first['input']}: should be a group of settings ({', '.join(_fields_at(path))})"
+    # a value that may be one of several kinds fails once for each
+    same = [first, *(other for other in others if _key(other["loc"]) == key)]
+    message = " or ".join(dict.fromkeys(_lowered(entry["msg"]) for entry in same))
+    if not key:
+        return message
+    return f"{key}: {message}" if isinstance(first["input"], dict | BaseModel) else f"{key}={first['input']}: {message}"
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    """Dotted key; pydantic's names for the kinds of a union are left out."""
+    return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
+
+
+def _lowered(message: str) -> str:
+    message = message.removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
 
 
 def _fields_at(path: list[str]) -> list[str]:
