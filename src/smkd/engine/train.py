@@ -14,7 +14,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from smkd import __version__, distributed
 from smkd.config import loading
@@ -23,13 +22,13 @@ from smkd.data.datasets import DatasetSpec, Images, dataset_spec, open_split
 from smkd.data.loader import Batch, MultiCropDataset, Views, batches, make_loader, make_views, worker_count
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
-from smkd.engine.clusters import cluster_agreement
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.meter import Meter
 from smkd.engine.restore import restore
 from smkd.engine.runlog import RunLog, console
 from smkd.engine.schedules import rates_at
-from smkd.engine.step import Learner, StepResult
-from smkd.errors import ConfigError, SmkdError
+from smkd.engine.step import Learner
+from smkd.errors import ConfigError
 from smkd.models.vit import VisionTransformer
 
 
@@ -118,7 +117,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
             for epoch in range(first_epoch, config.epochs):
                 sampler.set_epoch(epoch)
                 started = time.perf_counter()
-                meter = _Meter(log, config, epoch, steps, out)
+                meter = Meter(log, config, epoch, steps, out)
                 passes = _views(batches(loader), spec, device, config.accumulate, meter)
                 for step, views in enumerate(passes, start=epoch * steps):
                     rates = rates_at(config, step, steps)
@@ -173,7 +172,7 @@ def _remove_run(out: Path) -> None:
 
 
 def _views(
-    loaded: Iterator[Any], spec: DatasetSpec, device: torch.device, accumulate: int, meter: _Meter
+    loaded: Iterator[Any], spec: DatasetSpec, device: torch.device, accumulate: int, meter: Meter
 ) -> Iterator[Iterator[Views]]:
     """The passes of one step after another."""
 
@@ -240,69 +239,3 @@ def _headline(
         f"{sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
         f"{learner.device.type} {precision} x {distributed.world_size()}; {start}"
     )
-
-
-class _Meter:
-    """Running means of one epoch; reads the device only when a log line is due."""
-
-    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
-        self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
-        self.note = ""
-        self.skipped = 0
-        self.assigned: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.epoch_loss: list[float] = []
-        self._restart()
-
-    def _restart(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.empty: dict[str, int] = {}
-        self.count = 0
-        self.since = time.perf_counter()
-
-    def record(self, step: int, result: StepResult, lr: float) -> None:
-        """Add one step; write a line if it is time."""
-        for name, value in result.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        for name, count in result.empty.items():
-            self.empty[name] = self.empty.get(name, 0) + count
-        self.assigned.append(result.assigned)
-        self.labels.append(result.labels)
-        self.count += 1
-        done = step + 1
-        if done % self.config.log_every == 0 or done % self.steps == 0:
-            self._flush(done, lr)
-
-    def _flush(self, step: int, lr: float) -> None:
-        means = {name: float(distributed.mean(value)) / self.count for name, value in self.sums.items()}
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise SmkdError(
-                f"the loss is no longer finite ({', '.join(broken)}) near step {step}; the last checkpoint in "
-                f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
-            )
-        speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
-        empty = {f"empty_{name}": count for name, count in self.empty.items()}
-        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
-        self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
-        self.epoch_loss.append(means["loss"])
-        self._restart()
-
-    def close(self, seconds: float) -> dict[str, float]:
-        """Numbers of the whole epoch."""
-        assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
-        labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
-        scores = {
-            "loss": float(np.mean(self.epoch_loss)),
-            **cluster_agreement(assigned, labels),
-            "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
-            "seconds": round(seconds, 2),
-        }
-        if self.skipped:
-            scores["skipped_images"] = self.skipped
-            self.log.say(f"epoch {self.epoch + 1}: {self.skipped} unreadable images were replaced")
-        self.log.say(
-            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, nmi {scores['nmi']:.3f}, "
-            f"{scores['images_per_second']:.0f} images/s"
-        )
-        return scores
