@@ -58,12 +58,12 @@ def draw(
     wanted = largest if query == "all" else shot + int(query)
     rng = torch.Generator().manual_seed(seed)
     for start in range(0, episodes, EPISODES_AT_ONCE):
-        count = min(EPISODES_AT_ONCE, episodes - start)
-        classes = torch.rand(count, len(members), generator=rng).argsort(dim=1)[:, :way]
-        order = torch.rand(count, way, largest, generator=rng)
+        # always as many, so that fewer episodes are the first of more
+        classes = torch.rand(EPISODES_AT_ONCE, len(members), generator=rng).argsort(dim=1)[:, :way]
+        order = torch.rand(EPISODES_AT_ONCE, way, largest, generator=rng)
         # places past the end of a class come last
         order = order + (torch.arange(largest) >= sizes[classes][..., None])
-        picked = table[classes].gather(2, order.argsort(dim=2)[..., :wanted])
+        picked = table[classes].gather(2, order.argsort(dim=2)[..., :wanted])[: episodes - start]
         yield Episodes(picked[..., :shot], picked[..., shot:])
 
 
