@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,10 @@ def test_help_answers_at_once() -> None:
         "import sys, smkd, smkd.cli; sys.exit(bool({'torch', 'matplotlib', 'pydantic', 'sklearn'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_version() -> None:
+    assert smkd("--version").stdout.strip() == metadata.version("smkd")
 
 
 def test_recipes_are_listed_and_shown() -> None:

@@ -45,17 +45,22 @@ class Head(StrEnum):
     knn = "knn"
 
 
-@app.callback()
-def common(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
-) -> None:
-    """Few-shot image classification with Vision Transformers, in two phases."""
-    if version:
+def _print_version(wanted: bool) -> None:
+    if wanted:
         from smkd import __version__
 
         typer.echo(__version__)
         raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Few-shot image classification with Vision Transformers, in two phases."""
 
 
 @app.command()
