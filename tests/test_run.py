@@ -50,7 +50,8 @@ def test_a_run_leaves_what_is_promised(tmp_path: Path) -> None:
     assert [line["step"] for line in metrics(out, "train")] == [10, 20, 30, 40]
     measured = metrics(out, "validation")
     best = checkpoint.load(out / "checkpoints" / "best.pt")
-    assert best["best"] == max(line["5-way 1-shot"] for line in measured)
+    assert best["best"] == max(line["accuracy"] for line in measured)
+    assert measured[0]["accuracy"] == pytest.approx((measured[0]["5-way 1-shot"] + measured[0]["5-way 5-shot"]) / 2)
 
 
 def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,7 @@ class FewShotValidation:
             check_sizes(images.labels, images.class_names, way=protocol.way, shot=shot, query=protocol.query)
 
     def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
-        """Mean accuracy in percent, by ways and shots."""
+        """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
         results = evaluate_backbone(backbone, config, config.validation, device)
-        return {f"{r.way}-way {r.shot}-shot": r.mean for r in results}
+        mean = sum(r.mean for r in results) / len(results)
+        return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}
