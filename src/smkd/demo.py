@@ -17,6 +17,10 @@ from smkd.viz.figures import accuracy_bars, attention_grid, loss_curves, views_g
 from smkd.viz.report import Section, write_report
 from smkd.viz.tables import results_table
 
+LOSSES = (
+    "They rise in steps with the teacher's temperature, which grows each epoch and softens the targets: a loss can "
+    "fall no lower than the entropy of its targets. Accuracy on unseen classes is what tells progress."
+)
 NAMES = {
     "raw_pixels": "raw pixels",
     "random": "random weights",
@@ -100,7 +104,7 @@ def _write_report(
             table,
             [(accuracy_bars(bars), "Accuracy and interval")],
         ),
-        Section("Losses", "", figures=[(loss_curves({"phase 1": runs[0], "phase 2": runs[1]}), "Weighted terms")]),
+        Section("Losses", LOSSES, figures=[(loss_curves({"phase 1": runs[0], "phase 2": runs[1]}), "Weighted terms")]),
         Section(
             "What the student sees",
             "Training patterns with their views; dark patches are hidden from the student, never from the teacher.",
