@@ -16,11 +16,13 @@ from smkd.engine.device import keep_freed_memory
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
 
-STEPS = 10
+STEPS = 5
 
 
 def seconds_per_step() -> float:
-    config = resolve("patterns-pretrain", ["data.limit_per_class=2"])
+    # large enough for arrays above 32 MB, which the C library always hands back by default
+    words = ["data.limit_per_class=8", "batch_size=256", "model.embed_dim=192", "model.num_heads=3"]
+    config = resolve("patterns-pretrain", words)
     images = open_split(config.data, "train")
     device = torch.device("cpu")
     learner = Learner.create(config, len(images.class_names), device, None)

@@ -55,8 +55,8 @@ def autocast_type(precision: str, device: torch.device) -> torch.dtype | None:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next step instead of handing it back page by page.
 
-    A training step frees and asks for the same large arrays again; on the CPU the page faults of that cost up to
-    half of the time (benchmarks/allocator.py). Does nothing where the C library is not glibc.
+    A training step frees and asks for the same large arrays again; above 32 MB each the page faults of that cost a
+    good part of the time on the CPU (benchmarks/allocator.py). Does nothing where the C library is not glibc.
     """
     if not sys.platform.startswith("linux"):
         return
