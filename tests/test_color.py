@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import colorsys
 import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -107,75 +106,36 @@ def test_hue_equals_colorsys() -> None:
 # ---- blur
 
 
-def slow_gaussian(image: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Gaussian with replicated borders, one shifted copy after another; [3, h, w] in float64."""
-    radius = math.ceil(8 * sigma)
-    weights = [math.exp(-0.5 * (k / sigma) ** 2) for k in range(-radius, radius + 1)]
-    for axis in (1, 2):
-        padding = [(radius, radius) if a == axis else (0, 0) for a in range(3)]
-        padded, side = np.pad(image, padding, mode="edge"), image.shape[axis]
-        shifted = (np.take(padded, range(k, k + side), axis) * w for k, w in enumerate(weights))
-        image = sum(shifted, np.zeros_like(image)) / sum(weights)
-    return image
+def blurred_by_pillow(image: Pixels, sigma: float) -> NDArray[np.int64]:
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(sigma))).astype(np.int64)
 
 
-@pytest.mark.parametrize("side", [5, 16, 40])
-def test_blur_equals_a_slow_gaussian(side: int) -> None:
-    sigmas = torch.linspace(0.1, 2.0, 20)
-    images = noise(20, seed=8, side=side)
-    ours = color.gaussian_blur(images.float() / 255, sigmas)
-    for image, sigma, result in zip(images, sigmas.tolist(), ours, strict=True):
-        expected = slow_gaussian(image.double().numpy() / 255, sigma)
-        # 1e-5 is what the Gaussian still weighs beyond the widest kernel
-        assert np.abs(result.double().numpy() - expected).max() < 1e-5
-
-
-def test_blur_of_an_oblong_image() -> None:
-    image = torch.from_numpy(np.random.default_rng(9).random((1, 3, 9, 31)).astype(np.float32))
-    result = color.gaussian_blur(image, torch.tensor([1.3]))
-    assert np.abs(result[0].double().numpy() - slow_gaussian(image[0].double().numpy(), 1.3)).max() < 1e-5
-
-
-def blur_distance(images: list[Pixels], sigma: float, border: int) -> NDArray[np.float64]:
-    """Grey levels between the Gaussian and Pillow's three box blurs, `border` pixels away from the edge."""
+def blur_distance(images: list[Pixels], sigmas: list[float]) -> int:
+    """Largest difference from Pillow in grey levels; one image size, one sigma an image."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    ours = augment(batch, replace(neutral(len(batch)), blur=torch.full((len(batch),), sigma)))
-    theirs = np.stack([np.asarray(Image.fromarray(i).filter(ImageFilter.GaussianBlur(sigma))) for i in images])
-    apart = np.abs(ours.permute(0, 2, 3, 1).numpy() * 255.0 - theirs)
-    inner: NDArray[np.float64] = apart[:, border : apart.shape[1] - border, border : apart.shape[2] - border]
-    return inner
+    ours = augment(batch, replace(neutral(len(batch)), blur=torch.tensor(sigmas)))
+    levels = (ours * 255).round().permute(0, 2, 3, 1).numpy()
+    theirs = np.stack([blurred_by_pillow(image, sigma) for image, sigma in zip(images, sigmas, strict=True)])
+    return int(np.abs(levels - theirs).max())
 
 
-SIGMAS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.2, 1.5, 1.8, 2.0]
-# Pillow replicates the border anew in each of its box blurs, which reaches this far into the image
-BORDER = 8
-
-
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_blur_is_near_pillows_on_smooth_images(sigma: float) -> None:
+@pytest.mark.parametrize(("height", "width"), [(5, 5), (16, 16), (96, 96), (9, 31), (40, 17)])
+def test_blur_equals_pillows_on_noise(height: int, width: int) -> None:
     rng = np.random.default_rng(10)
-    y, x = np.mgrid[0:96, 0:96] / 96
-    images = [
-        np.stack([127.5 + 127.5 * np.sin(2 * np.pi * (fx * x + fy * y) + p) for fx, fy, p in draws], axis=-1)
-        .round().astype(np.uint8)
-        for draws in rng.uniform(0.3, 2.0, (5, 3, 3))
-    ]  # fmt: skip
-    assert blur_distance(images, sigma, BORDER).max() < 3
+    images = [rng.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(20)]
+    assert blur_distance(images, rng.uniform(0.1, 2.0, 20).tolist()) <= 1
+    # wider than the default range
+    assert blur_distance(images, rng.uniform(2.0, 6.0, 20).tolist()) <= 1
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
-@pytest.mark.parametrize("sigma", SIGMAS)
-def test_blur_is_near_pillows_on_photographs(sigma: float) -> None:
-    """The box blurs have the Gaussian's variance but not its shape, so single pixels on edges differ more."""
+@pytest.mark.parametrize("side", [32, 96, 224])
+def test_blur_equals_pillows_on_photographs(side: int) -> None:
     images = []
-    for path in sorted(PHOTOS.rglob("*.jpg"))[::40]:
+    for path in sorted(PHOTOS.rglob("*.jpg"))[::20]:
         with Image.open(path) as file:
-            images.append(np.array(file.convert("RGB").resize((224, 224), Image.Resampling.BICUBIC)))
-    apart = blur_distance(images, sigma, BORDER)
-    assert apart.mean() < 1
-    assert (apart <= 2).mean() > 0.98
-    if sigma >= 0.5:
-        assert apart.max() < 5
+            images.append(np.array(file.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)))
+    assert blur_distance(images, np.random.default_rng(11).uniform(0.1, 2.0, len(images)).tolist()) <= 1
 
 
 # ---- per image

@@ -1,8 +1,8 @@
 """Flip, colour and blur, batched on the device, each image with its own parameters.
 
-Brightness, contrast, saturation, greyscale, solarise and flip follow Pillow's (and torchvision's) definitions;
-hue follows torchvision's tensor definition (a turn of the HSV hue, in floats); blur is a true Gaussian with
-replicated borders, which Pillow approximates by three box blurs. Values are floats from 0 to 1, never rounded.
+Brightness, contrast, saturation, greyscale, blur, solarise and flip follow Pillow's definitions (torchvision's too but
+for the blur); hue follows torchvision's tensor definition (a turn of the HSV hue, in floats). Values are floats from 0
+to 1; only the blur rounds to grey levels.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from smkd.config.schema import AugmentConfig
 LUMA = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SOLARIZE_THRESHOLD = 128 / 255
+BOXES = 3
+"""Box blurs in a row that stand for a Gaussian, as in Pillow."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur with replicated borders as two batched matrix products.
+    """Pillow's Gaussian blur, three box blurs each way, as batched matrix products.
 
     Args:
         x: float [images, 3, h, w].
@@ -161,24 +163,44 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     chosen = (sigma > 0).nonzero()[:, 0]
     if not len(chosen):
         return x
-    radius = math.ceil(4 * float(sigma.max()))
-    rows, sigma = chosen.to(x.device, non_blocking=True), sigma[chosen].to(x.device, non_blocking=True)
-    part = x[rows]
-    vertical, horizontal = (_blur_matrix(side, sigma, radius)[:, None] for side in part.shape[-2:])
+    boxes = _box_radius(sigma[chosen])
+    reach = math.ceil(float(boxes.max()))
+    rows, boxes = chosen.to(x.device, non_blocking=True), boxes.to(x.device, non_blocking=True)
+    part = x[rows] * 255
+    vertical, horizontal = (_box_matrix(side, boxes, reach)[:, None] for side in part.shape[-2:])
+    # Pillow rounds after each box; without that single pixels end three grey levels apart
+    for _ in range(BOXES):
+        part = _rounded(part @ horizontal.transpose(-1, -2))
+    for _ in range(BOXES):
+        part = _rounded(vertical @ part)
     x = x.clone()
-    x[rows] = vertical @ part @ horizontal.transpose(-1, -2)
+    x[rows] = part / 255
     return x
 
 
-def _blur_matrix(side: int, sigma: Tensor, radius: int) -> Tensor:
-    """[images, side, side]: row i holds the weights of the pixels that make pixel i, none further than `radius`."""
-    offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    kernel = kernel / kernel.sum(dim=1, keepdim=True)
-    target = torch.arange(side, device=sigma.device)[:, None]
-    source = (target + offset).clamp(0, side - 1)  # replicated border
-    matrix = kernel.new_zeros(len(sigma), side, side)
-    return matrix.scatter_add_(2, source.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, side, -1))
+def _box_radius(sigma: Tensor) -> Tensor:
+    """Radius, with its fraction, of the box that blurs like the Gaussian when applied `BOXES` times.
+
+    Gwosdek et al., Theoretical foundations of Gaussian convolution by extended box filtering, SSVM 2011.
+    """
+    variance = sigma**2 / BOXES
+    whole = ((12 * variance + 1).sqrt().sub(1) / 2).floor()
+    fraction = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    return whole + fraction
+
+
+def _box_matrix(side: int, radius: Tensor, reach: int) -> Tensor:
+    """[images, side, side]: row i averages the pixels within `radius` of i, borders replicated."""
+    offset = torch.arange(-reach, reach + 1, device=radius.device)
+    weight = (radius[:, None] + 1 - offset.abs()).clamp(0, 1) / (2 * radius[:, None] + 1)
+    target = torch.arange(side, device=radius.device)[:, None]
+    source = (target + offset).clamp(0, side - 1)
+    matrix = weight.new_zeros(len(radius), side, side)
+    return matrix.scatter_add_(2, source.expand(len(radius), -1, -1), weight[:, None].expand(-1, side, -1))
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return (x + 0.5).floor()
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
