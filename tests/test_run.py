@@ -125,6 +125,19 @@ def test_init_that_does_not_fit_names_the_weight(tmp_path: Path) -> None:
         run(tmp_path / "second", f"init={tmp_path / 'nowhere'}")
 
 
+def test_a_classifier_of_other_classes_starts_afresh(tmp_path: Path, make_folder) -> None:
+    root = make_folder(classes=6, images=6)
+    words = ("epochs=1", "objective.supervised.weight=1", "data.sampler=null")
+    first = run(tmp_path / "first", *words, recipe="debug-distill")
+    other = ("data.dataset=folder", f"data={root}", f"init={first}")
+    second = run(tmp_path / "second", *words, *other, recipe="debug-distill")
+    assert weights(first, "student")["classifier.weight"].shape[0] == 64
+    assert weights(second, "student")["classifier.weight"].shape[0] == 6
+    # without the term it is left out
+    third = run(tmp_path / "third", *words, *other, "objective.supervised.weight=0", recipe="debug-distill")
+    assert "classifier.weight" not in weights(third, "student")
+
+
 def test_supervised_term_and_accumulation_train(tmp_path: Path) -> None:
     out = run(
         tmp_path / "a", "epochs=1", "objective.supervised.weight=1", "accumulate=2", "data.sampler.classes=8",

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
         global_crops: uint8 [global views, 3, size, size].
         local_crops: uint8 [local views, 3, size, size].
         masks: bool [global views, rows, columns].
-        color: float32 [views, 13], parameters for `draw_color`, global views first.
+        color: float32 [views, 13], rows of `draw_color`, global views first.
         label: class index.
         skipped: unreadable images that this one stands in for.
     """

@@ -26,10 +26,12 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None
     ]  # fmt: skip
     for name, module in parts:
         own, given = module.state_dict(), state[name]
-        # a classifier over the training classes belongs to one run's objective
-        given = {key: value for key, value in given.items() if key in own or not key.startswith("classifier.")}
-        wrong = [key for key in own.keys() | given.keys() if not key.startswith("classifier.")]
-        wrong = [k for k in wrong if k not in own or k not in given or own[k].shape != given[k].shape]
+        wrong = {
+            k for k in own.keys() | given.keys() if k not in own or k not in given or own[k].shape != given[k].shape
+        }
+        # the supervised classifier belongs to one run's training classes; for others it starts afresh
+        fresh = {key for key in wrong if key.startswith("classifier.")}
+        wrong -= fresh
         if wrong:
             key = min(wrong)
             have = f"has {list(given[key].shape)}" if key in given else "does not have it"
@@ -38,7 +40,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None
                 f"the checkpoint does not fit this model ({len(wrong)} weights): {name}.{key}: this run {want}, "
                 f"the checkpoint {have}"
             )
-        module.load_state_dict(given, strict=False)
+        module.load_state_dict({key: value for key, value in given.items() if key not in fresh}, strict=False)
     if optimizer:
         try:
             learner.optimizer.load_state_dict(state["optimizer"])
