@@ -36,13 +36,30 @@ class DataConfig(Section):
     dataset: str = "folder"
     """Row of the data-set table (normalisation constants): see `smkd.data.datasets.DATASETS`."""
     root: Path | None = None
-    """Folder with train/, val/ and test/, each with one folder per class. Not used by `patterns`."""
+    """Images in any form of docs/own-images.md, such as a folder with train/, val/ and test/, or `hf:<name>`."""
+    split_seed: Count = 0
+    """Splits data by class that have no splits of their own."""
+    split_file: Path | None = None
+    """CSV (class,split) that splits them instead of the seed."""
+    label_column: str | None = None
+    """Column of a table that holds the class, if it is not called label or class."""
+    mean: tuple[Fraction, Fraction, Fraction] | None = None
+    """Channel means for normalisation on the 0-1 scale, with `std`, instead of the table's (`smkd data stats`)."""
+    std: tuple[Fraction, Fraction, Fraction] | None = None
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
     sampler: SamplerConfig | None = None
     """Class-balanced batches; none draws every image once an epoch in random order."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together; give both or neither")
+        if self.std is not None and min(self.std) == 0:
+            raise ValueError(f"std must be three numbers above 0, not {list(self.std)}")
+        return self
 
 
 class ModelConfig(Section):

@@ -1,27 +1,27 @@
-"""The table of data sets, and opening one split of one of them as a sequence of uint8 images.
-
-A folder data set is `<root>/<train|val|test>/<class>/<image>`; `patterns` needs no files.
-"""
+"""The table of data sets, and opening one split of the configured one as a sequence of uint8 images."""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from smkd.config.schema import DataConfig
 from smkd.data import patterns
+from smkd.data.images import FolderImages, Images
+from smkd.data.sources import Source, open_dataset
 from smkd.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
+__all__ = [
+    "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "configured_spec",
+    "dataset_spec", "describe", "open_split",
+]  # fmt: skip
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 CIFAR = (
     (129.37731888 / 255, 124.10583864 / 255, 112.47758569 / 255),
@@ -30,81 +30,43 @@ CIFAR = (
 PATTERNS = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
+class Sizes(NamedTuple):
+    """Evaluation view in pixels: shorter side to `resize`, then the centre square of side `crop`."""
+
+    resize: int
+    crop: int
+
+
+FULL = Sizes(360, 320)
+TRAINING = Sizes(256, 224)
+
+
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Facts about a data set: channel mean and standard deviation on the 0-1 scale."""
+    """Facts about a data set.
+
+    Attributes:
+        mean, std: of each channel on the 0-1 scale, for normalisation.
+        evaluation: sizes at which its accuracy is reported; recipes state the same.
+        validation: sizes while training.
+    """
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    evaluation: Sizes = FULL
+    validation: Sizes = TRAINING
 
 
 DATASETS = {
     "mini-imagenet": DatasetSpec(*IMAGENET),
     "tiered-imagenet": DatasetSpec(*IMAGENET),
-    "cifar-fs": DatasetSpec(*CIFAR),
-    "fc100": DatasetSpec(*CIFAR),
-    "caltech101": DatasetSpec(*IMAGENET),
+    "cifar-fs": DatasetSpec(*CIFAR, evaluation=TRAINING),
+    "fc100": DatasetSpec(*CIFAR, evaluation=TRAINING),
+    "caltech101": DatasetSpec(*IMAGENET, evaluation=Sizes(48, 48), validation=Sizes(48, 48)),
+    "omniglot": DatasetSpec(*IMAGENET),
     "folder": DatasetSpec(*IMAGENET),
-    "patterns": DatasetSpec(*PATTERNS),
+    "patterns": DatasetSpec(*PATTERNS, evaluation=Sizes(32, 32), validation=Sizes(32, 32)),
 }
-
-
-class Images(Protocol):
-    """One split: labelled uint8 images, loaded one at a time."""
-
-    labels: NDArray[np.int64]
-    """[len] class index of each image."""
-    class_names: list[str]
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Tensor:
-        """RGB image as uint8 [3, height, width]; raises `DataError` naming the file if it is unreadable."""
-
-    def name(self, index: int) -> str:
-        """What to call the image in a message."""
-
-
-class FolderImages:
-    """Images of one split folder, one sub-folder per class, in sorted order.
-
-    Raises:
-        DataError: the folder, its class folders or their images are missing.
-    """
-
-    def __init__(self, folder: Path, limit_per_class: int | None = None) -> None:
-        if not folder.is_dir():
-            raise DataError(
-                f"folder '{folder}' does not exist; expected <root>/<train|val|test>/<class>/<image>, "
-                "set with data=<root>"
-            )
-        classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        files = {entry.name: _image_files(entry)[:limit_per_class] for entry in classes}
-        if not any(files.values()):
-            raise DataError(f"folder '{folder}' holds no images; expected <class>/<image> inside it")
-        empty = [name for name, found in files.items() if not found]
-        if empty:
-            raise DataError(f"class folder '{folder / empty[0]}' holds no images")
-        self.class_names = list(files)
-        self.paths = [path for found in files.values() for path in found]
-        self.labels = np.repeat(np.arange(len(files), dtype=np.int64), [len(found) for found in files.values()])
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def load(self, index: int) -> Tensor:
-        """See `Images.load`."""
-        path = self.paths[index]
-        try:
-            with Image.open(path) as image:
-                pixels = np.array(image.convert("RGB"))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(f"cannot read image '{path}': {error}") from error
-        return torch.from_numpy(pixels).permute(2, 0, 1)
-
-    def name(self, index: int) -> str:
-        """Path of the image file."""
-        return str(self.paths[index])
 
 
 class PatternImages:
@@ -143,6 +105,12 @@ def dataset_spec(name: str) -> DatasetSpec:
     return DATASETS[name]
 
 
+def configured_spec(config: DataConfig) -> DatasetSpec:
+    """Row of the configured data set, with the configured normalisation where there is one."""
+    spec = dataset_spec(config.dataset)
+    return spec if config.mean is None or config.std is None else replace(spec, mean=config.mean, std=config.std)
+
+
 def open_split(config: DataConfig, split: str) -> Images:
     """One split of the configured data set.
 
@@ -151,18 +119,28 @@ def open_split(config: DataConfig, split: str) -> Images:
         split: 'train', 'val' or 'test'.
 
     Raises:
-        DataError: unknown data set, or folders missing or empty.
+        DataError: unknown data set, a root of no known form, or a split that is missing or empty.
     """
     dataset_spec(config.dataset)
     limit = config.limit_per_class if split == "train" else None
     if config.dataset == "patterns":
         return PatternImages(split, limit)
+    return _open_source(config).open(split, limit)
+
+
+def describe(config: DataConfig) -> str:
+    """One line for the user: which form the configured data set has, and how it is split.
+
+    Raises:
+        DataError: unknown data set, or a root of no known form.
+    """
+    dataset_spec(config.dataset)
+    return "patterns: embedded, drawn by formula" if config.dataset == "patterns" else _open_source(config).description
+
+
+def _open_source(config: DataConfig) -> Source:
     if config.root is None:
         raise DataError(f"data set '{config.dataset}' needs its folder: data=<folder with train/, val/, test/>")
-    if not config.root.is_dir():
-        raise DataError(f"data folder '{config.root}' does not exist")
-    return FolderImages(config.root / split, limit)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    return open_dataset(
+        config.root, split_seed=config.split_seed, split_file=config.split_file, label_column=config.label_column
+    )

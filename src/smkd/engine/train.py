@@ -18,7 +18,7 @@ import torch
 from smkd import __version__, distributed
 from smkd.config import loading
 from smkd.config.schema import RunConfig
-from smkd.data.datasets import DatasetSpec, Images, dataset_spec, open_split
+from smkd.data.datasets import DatasetSpec, Images, configured_spec, describe, open_split
 from smkd.data.loader import Batch, MultiCropDataset, Views, batches, make_loader, make_views, worker_count
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
@@ -78,7 +78,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
     if device.type == "cpu":
         keep_freed_memory()
     images = open_split(config.data, "train")
-    spec = dataset_spec(config.data.dataset)
+    spec = configured_spec(config.data)
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate,
         rank=distributed.rank(), world=distributed.world_size(),
@@ -108,6 +108,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
 
     log = RunLog(out, config, device, step=first_epoch * sampler.steps, active=distributed.is_main())
     try:
+        log.say(describe(config.data))
         log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
         loader = make_loader(
             MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from smkd.config.schema import RunConfig
 from smkd.data.color import ColorParameters, augment, normalize
-from smkd.data.datasets import Images, dataset_spec
+from smkd.data.datasets import Images, configured_spec
 from smkd.data.loader import MultiCropDataset
 from smkd.models.vit import VisionTransformer, patch_attention
 
@@ -95,7 +95,7 @@ def attention_grid(
         backbones: networks by name, on the CPU.
         chosen: images; they are resized to the evaluation's square.
     """
-    spec, side = dataset_spec(config.data.dataset), config.evaluation.crop
+    spec, side = configured_spec(config.data), config.evaluation.crop
     pixels = torch.stack(
         [F.interpolate(images.load(i)[None].float() / 255, (side, side), mode="bilinear")[0] for i in chosen]
     )

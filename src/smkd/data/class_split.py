@@ -1,0 +1,92 @@
+"""Splitting a data set by class into train, val and test: by a seed, or by a CSV (class,split)."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from smkd.data.images import SPLITS
+from smkd.errors import DataError
+
+VAL_PERCENT, TEST_PERCENT = 16, 20
+"""Shares of the classes, as in miniImageNet (64/16/20); train gets the rest."""
+SHOWN = 5
+
+
+def split_by_seed(classes: Iterable[str], seed: int) -> dict[str, str]:
+    """Split of each class: a pure function of the class names and the seed.
+
+    Classes are ordered by the SHA-256 of '<seed>:<name>'; the first 16 % are val, the next 20 % test (each rounded to
+    the nearest number, at least one), the rest train. No random generator: the same on every machine and version.
+
+    Raises:
+        DataError: fewer than three classes.
+    """
+    names = sorted(set(classes))
+    if len(names) < len(SPLITS):
+        raise DataError(
+            f"found {len(names)} classes ({listed(names)}); splitting by class needs at least 3, "
+            "and 5-way episodes on val and test about 30"
+        )
+    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest())
+    val, test = (max(1, (len(names) * share + 50) // 100) for share in (VAL_PERCENT, TEST_PERCENT))
+    return {name: "val" if n < val else "test" if n < val + test else "train" for n, name in enumerate(order)}
+
+
+def split_by_file(classes: Iterable[str], path: Path) -> dict[str, str]:
+    """Split of each class from a CSV with the columns class and split; further columns and classes are ignored.
+
+    Raises:
+        DataError: the file is missing or not such a CSV, names a class twice, or lacks a class.
+    """
+    given: dict[str, str] = {}
+    for line, row in read_csv(path, ("class", "split")):
+        name, split = row["class"], check_split(row["split"], path, line)
+        if given.get(name, split) != split:
+            raise DataError(f"'{path}', line {line}: class '{name}' is in {given[name]} and in {split}")
+        given[name] = split
+    names = sorted(set(classes))
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise DataError(f"'{path}' has no split for {len(missing)} of {len(names)} classes: {listed(missing)}")
+    return {name: given[name] for name in names}
+
+
+def read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterable[tuple[int, dict[str, str]]]:
+    """Rows of a CSV with their line numbers; column names in lower case, values without surrounding blanks.
+
+    Raises:
+        DataError: unreadable, not UTF-8, a needed column is missing, or a row has another number of cells.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            header = [name.strip().lower() for name in next(reader, [])]
+            absent = [name for name in needed if name not in header]
+            if absent:
+                raise DataError(f"'{path}' has no column '{absent[0]}'; its columns are {', '.join(header) or 'none'}")
+            for cells in reader:
+                if not cells:
+                    continue
+                if len(cells) != len(header):
+                    raise DataError(f"'{path}', line {reader.line_num}: {len(cells)} cells, expected {len(header)}")
+                yield reader.line_num, dict(zip(header, map(str.strip, cells), strict=True))
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"'{path}' is not a CSV file in UTF-8: {error}") from error
+
+
+def check_split(split: str, path: Path, line: int) -> str:
+    """The split if it is one; raises `DataError` naming the line otherwise."""
+    if split not in SPLITS:
+        raise DataError(f"'{path}', line {line}: split '{split}' should be one of {', '.join(SPLITS)}")
+    return split
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

@@ -1,0 +1,244 @@
+"""Finding out which form a data set has: `open_dataset` looks at its root, says what it found, and opens its splits.
+
+The forms are train/val/test folders of class folders; class folders; a table of paths and labels; tar shards; and
+Parquet files or Hugging Face data sets with the images inside. What has no splits of its own is split by class.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from smkd.data.class_split import listed, split_by_file, split_by_seed
+from smkd.data.hub import PREFIX, open_hub
+from smkd.data.images import SPLITS, FolderImages, StoredImages, chosen_images, class_folders, is_image
+from smkd.data.shards import ShardStore, open_shards
+from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
+from smkd.errors import DataError
+
+FORMS = (
+    "known are train/val/test folders of class folders, class folders, a CSV or Parquet table with the columns "
+    "path,label, .tar shards, Parquet files with images, and hf:<name>"
+)
+PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set whose form is known.
+
+    Attributes:
+        root: folder, file or `hf:<name>`.
+        form: what it is, in a few words.
+        rule: where the splits come from, in a few words.
+        classes: names of each split's classes; splits that are not there are left out.
+        own_folders: the class folders lie in a folder of their split.
+        listing: the images, unless they are found by looking into class folders.
+    """
+
+    root: str
+    form: str
+    rule: str
+    classes: Mapping[str, list[str]]
+    own_folders: bool = False
+    listing: Listing | None = field(default=None, repr=False)
+
+    @property
+    def description(self) -> str:
+        """One line for the user: what was found and how it is split."""
+        counts = ", ".join(f"{split} {len(names)}" for split, names in self.classes.items())
+        line = f"{self.root}: {self.form}, {self.rule}; classes: {counts}"
+        shared = self.shared_classes()
+        return line + (f"; in more than one split: {listed(shared)}" if shared else "")
+
+    def shared_classes(self) -> dict[str, list[str]]:
+        """Splits of each class that is in more than one, which few-shot accuracy on unseen classes forbids."""
+        times = Counter(itertools.chain.from_iterable(self.classes.values()))
+        return {
+            name: [split for split, names in self.classes.items() if name in names]
+            for name, count in sorted(times.items())
+            if count > 1
+        }
+
+    def open(self, split: str, limit_per_class: int | None = None) -> StoredImages:
+        """Images of a split, class after class.
+
+        Args:
+            split: 'train', 'val' or 'test'.
+            limit_per_class: at most this many images of each class, the first ones.
+
+        Raises:
+            DataError: there is no such split, or a class folder is empty.
+        """
+        if split not in self.classes:
+            expected = f" (expected '{self.root}/{split}/<class>/<image>')" if self.own_folders else ""
+            raise DataError(f"'{self.root}' has no {split} split{expected}; it has {', '.join(self.classes)}")
+        if self.listing is None:
+            if self.own_folders:
+                return FolderImages(Path(self.root) / split, limit_per_class)
+            return FolderImages(Path(self.root), limit_per_class, self.classes[split])
+        chosen = set(self.classes[split])
+        own = self.listing.splits
+        inside = [(own[item] == split if own else name in chosen) for item, name in enumerate(self.listing.classes)]
+        return chosen_images(self.listing.store, self.listing.classes, np.flatnonzero(inside), limit_per_class)
+
+
+def open_dataset(
+    root: Path | str, *, split_seed: int = 0, split_file: Path | None = None, label_column: str | None = None
+) -> Source:
+    """Find out what a root holds.
+
+    Args:
+        root: folder, table, tar file, or `hf:<name>`.
+        split_seed: of the split by class, for data without splits of their own.
+        split_file: CSV (class,split) to use instead of the seed.
+        label_column: column of a table that holds the class, if it is not called label or class.
+
+    Raises:
+        DataError: nothing there, none of the forms, or more than one; names what was found.
+    """
+    place = root.as_posix() if isinstance(root, Path) else root
+    found = open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
+    listing = found if isinstance(found, Listing) else None
+    if found.splits is not None:
+        pairs, rule = zip(found.splits, found.classes, strict=True), "splits of its own"
+    else:
+        if split_file is not None:
+            chosen, rule = split_by_file(found.classes, split_file), f"split by class as {split_file} says"
+        else:
+            chosen, rule = split_by_seed(found.classes, split_seed), f"split by class with seed {split_seed}"
+        pairs = zip(chosen.values(), chosen, strict=True)
+    # said and not refused: `smkd eval --data` takes a run's settings to data that may be of another form
+    unused = {
+        "split_seed": split_seed and (found.splits is not None or split_file is not None),
+        "split_file": split_file is not None and found.splits is not None,
+        "label_column": label_column and (listing is None or isinstance(listing.store, ShardStore)),
+    }
+    rule += "".join(f" (data.{name} is not used)" for name, given in unused.items() if given)
+    return Source(place, found.form, rule, _grouped(pairs), listing is None and found.splits is not None, listing)
+
+
+@dataclass(frozen=True)
+class _Folders:
+    """Class folders; `splits` is the split of each, or none."""
+
+    classes: list[str]
+    splits: list[str] | None
+    form: str
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Sorted class names of each split, in the splits' order."""
+    groups: dict[str, set[str]] = {}
+    for split, name in pairs:
+        groups.setdefault(split, set()).add(name)
+    return {split: sorted(groups[split]) for split in SPLITS if split in groups}
+
+
+def _look(root: Path, label_column: str | None) -> Listing | _Folders:
+    if root.is_file():
+        return _look_at_file(root, label_column)
+    if not root.is_dir():
+        hint = f"; a data set of the Hugging Face Hub is data={PREFIX}{root}" if _is_hub_name(str(root)) else ""
+        raise DataError(f"data folder '{root}' does not exist{hint}")
+    folders = class_folders(root)
+    inside = {name: class_folders(root / name) for name in folders if name in SPLITS}
+    trees = [split for split in SPLITS if inside.get(split)]
+    if trees and len(inside) == len(SPLITS):
+        return _tree(trees, inside)  # whatever lies beside the three is not part of the data set
+    shards = sorted(path for pattern in ("*.tar", *(f"{s}/*.tar" for s in SPLITS)) for path in root.glob(pattern))
+    tables, parquets = _tables(root)
+    holding = [name for name in folders if name not in trees and _holds_image(root / name)]
+    if set(holding) <= set(SPLITS) and holding and not trees:
+        raise DataError(f"'{root / holding[0]}' holds images without class folders; expected <split>/<class>/<image>")
+    found: dict[str, str] = {}
+    if trees:
+        found["tree"] = f"{_folders(trees)} with class folders"
+    if shards:
+        found["shards"] = f"{len(shards)} .tar files"
+    if parquets:
+        found["parquet"] = f"{len(parquets)} Parquet files with images"
+    if tables:
+        found["table"] = f"{'a table' if len(tables) == 1 else 'tables'} of images ({listed(t.name for t in tables)})"
+    # one folder of images beside a table is where the table's paths lead
+    if len(holding) > 1 or (holding and not tables):
+        found["classes"] = f"{_folders(holding)} with images"
+    if len(found) > 1:
+        ways = "; ".join(found.values())
+        raise DataError(f"'{root}' may be read in more than one way: {ways}; give data=<the one>, or move the others")
+    if not found:
+        raise DataError(f"data folder '{root}' holds no images in a known form ({_content(root)}); {FORMS}")
+    if trees:
+        return _tree(trees, inside)
+    if shards:
+        return open_shards(shards)
+    if parquets:
+        return open_hub(str(root), label_column)
+    if tables:
+        if len(tables) > 1 and any(table.stem.lower() not in SPLITS for table in tables):
+            raise DataError(
+                f"'{root}' holds {len(tables)} tables of images ({listed(t.name for t in tables)}); give one"
+            )
+        return open_tables(tables, label_column)
+    return _Folders(holding, None, "class folders")
+
+
+def _look_at_file(path: Path, label_column: str | None) -> Listing:
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return open_shards([path])
+    if suffix == ".parquet" and "image" in parquet_columns(path).values():
+        raise DataError(f"'{path}' holds the images themselves; give its folder, data={path.parent}")
+    if suffix in TABLE_SUFFIXES:
+        return open_tables([path], label_column)
+    hint = "unpack it first; " if path.name.lower().endswith(PACKED) else ""
+    raise DataError(f"'{path}' is a file of no known form; {hint}{FORMS}")
+
+
+def _tree(trees: list[str], inside: Mapping[str, list[str]]) -> _Folders:
+    classes = [name for split in trees for name in inside[split]]
+    return _Folders(classes, [split for split in trees for _ in inside[split]], f"{_folders(trees)} with class folders")
+
+
+def _tables(root: Path) -> tuple[list[Path], list[Path]]:
+    """Tables of paths directly in the root, and Parquet files with images up to one folder below."""
+    tables = [path for path in sorted(root.glob("*.csv")) if is_image_table(path)]
+    images = []
+    for path in sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")]):
+        if "image" in parquet_columns(path).values():
+            images.append(path)
+        elif path.parent == root and is_image_table(path):
+            tables.append(path)
+    by_split = [table for table in tables if table.stem.lower() in SPLITS]
+    return by_split or tables, images
+
+
+def _holds_image(folder: Path) -> bool:
+    return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
+
+
+def _folders(names: list[str]) -> str:
+    return f"folder{'s' * (len(names) > 1)} {listed(names)}"
+
+
+def _content(root: Path) -> str:
+    """What lies in a folder, in a few words."""
+    names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
+    loose = len([name for name in names if is_image(name)])
+    if loose:
+        return f"{loose} images lie in it directly, without a class folder"
+    packed = [name for name in names if name.lower().endswith(PACKED)]
+    if packed:
+        return f"'{packed[0]}' must be unpacked first"
+    return f"it holds {listed(names)}" if names else "it is empty"
+
+
+def _is_hub_name(text: str) -> bool:
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", text) is not None and not text.startswith(".")
