@@ -1,6 +1,9 @@
-"""Episodes, heads and accuracies against slow, obvious versions."""
+"""Episodes, counted predictions, accuracies and comparisons against slow, obvious versions."""
 
 from __future__ import annotations
+
+import doctest
+import math
 
 import numpy as np
 import pytest
@@ -8,25 +11,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smkd import fewshot
 from smkd.config import loading
+from smkd.config.loading import check_protocol
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError, DataError
-from smkd.fewshot import heads
-from smkd.fewshot.episodes import Episodes, draw
-from smkd.fewshot.evaluate import episode_accuracies, evaluate_features, summary
-from smkd.fewshot.features import Features
+from smkd.fewshot import library, predictions
+from smkd.fewshot.accuracy import Result, accuracies, evaluate_features, summary
+from smkd.fewshot.compare import compare_results
+from smkd.fewshot.episodes import Episodes, Members, check_sizes, draw
+from smkd.fewshot.features import Features, concatenated
+from smkd.fewshot.heads import Head, make_head
+from smkd.fewshot.predictions import count_predictions
+from smkd.fewshot.protocols import with_preset
 
 NAMES = [f"class-{c}" for c in range(8)]
+CPU = torch.Generator()
 
 
 def unequal_labels() -> NDArray[np.int64]:
     return np.random.default_rng(0).permutation(np.repeat(np.arange(8), [9, 12, 15, 9, 20, 11, 9, 10]))
 
 
+def clusters(labels: NDArray[np.int64], dim: int = 12, spread: float = 1.2) -> Tensor:
+    rng = torch.Generator().manual_seed(0)
+    centres = torch.randn(int(labels.max()) + 1, dim, generator=rng)
+    return centres[labels] + spread * torch.randn(len(labels), dim, generator=rng)
+
+
 def drawn(query: int | str, episodes: int = 250, seed: int = 3, shot: int = 2) -> Episodes:
+    members = Members(unequal_labels(), 8)
+    return draw(members, way=5, shot=shot, query=query, episodes=episodes, seed=seed)
+
+
+def queries_of(episodes: Episodes, number: int) -> list[tuple[int, int]]:
+    """Row and true way of each query of an episode, from the labels alone."""
     labels = unequal_labels()
-    parts = list(draw(labels, NAMES, way=5, shot=shot, query=query, episodes=episodes, seed=seed))
-    return Episodes(torch.cat([p.support for p in parts]), torch.cat([p.query for p in parts]))
+    if episodes.query is not None:
+        assert episodes.truth is not None
+        return list(zip(episodes.query[number].tolist(), episodes.truth[number].tolist(), strict=True))
+    support = set(episodes.support[number].flatten().tolist())
+    ways = episodes.classes[number].tolist()
+    return [(row, ways.index(c)) for row, c in enumerate(labels.tolist()) if c in ways and row not in support]
+
+
+# ---- episodes
 
 
 @pytest.mark.parametrize("query", [4, "all"])
@@ -34,98 +63,288 @@ def test_episodes_hold_different_images_of_different_classes(query: int | str) -
     labels = unequal_labels()
     episodes = drawn(query)
     assert episodes.support.shape == (250, 5, 2)
-    for support, queries in zip(episodes.support.numpy(), episodes.query.numpy(), strict=True):
-        classes = [set(labels[row]) for row in support]
-        assert all(len(found) == 1 for found in classes)
-        assert len(set.union(*classes)) == 5
-        for way in range(5):
-            chosen = queries[way][queries[way] >= 0]
-            assert set(labels[chosen]) == classes[way]
-            everything = [*support[way], *chosen]
-            assert len(set(everything)) == len(everything)
-            of_class = int((labels == labels[support[way][0]]).sum())
-            assert len(chosen) == (4 if query == 4 else of_class - 2)
+    for number, (classes, support) in enumerate(zip(episodes.classes, episodes.support, strict=True)):
+        assert len(set(classes.tolist())) == 5
+        assert (labels[support] == classes[:, None].numpy()).all()
+        queries = queries_of(episodes, number)
+        assert all(labels[row] == classes[way] for row, way in queries)
+        rows = [*support.flatten().tolist(), *(row for row, _ in queries)]
+        assert len(set(rows)) == len(rows)
+        if query == 4:
+            assert np.bincount([way for _, way in queries]).tolist() == [4] * 5
 
 
 def test_episodes_are_a_pure_function_of_the_seed_and_use_every_image() -> None:
     first, again, other = drawn(4), drawn(4), drawn(4, seed=4)
-    assert torch.equal(first.support, again.support)
-    assert torch.equal(first.query, again.query)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))  # type: ignore[arg-type]
     assert not torch.equal(first.support, other.support)
     assert set(first.support.flatten().tolist()) == set(range(len(unequal_labels())))
-    # more episodes begin with the same ones
+    # more episodes begin with the same ones; other shots have the same classes
     assert torch.equal(drawn(4, episodes=120).support, first.support[:120])
+    assert torch.equal(drawn("all", shot=5).classes, first.classes)
 
 
-def test_too_few_classes_or_images_are_named() -> None:
-    with pytest.raises(DataError, match="way=9, but the split has only 8 classes"):
-        next(iter(draw(unequal_labels(), NAMES, way=9, shot=1, query=1, episodes=1, seed=0)))
-    with pytest.raises(DataError, match="class 'class-0' has 9 images, but shot=5 and query=15 need at least 20"):
-        next(iter(draw(unequal_labels(), NAMES, way=5, shot=5, query=15, episodes=1, seed=0)))
+def test_episodes_do_not_depend_on_threads() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        several = drawn(4)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(several.support, drawn(4).support)
 
 
-def slow_accuracy(features: Tensor, support: Tensor, queries: Tensor, head: str, neighbours: int) -> float:
-    """One episode, one query at a time, in float64."""
-    right, count = 0, 0
-    x = features.double()
-    for truth in range(len(queries)):
-        for row in queries[truth].tolist():
-            if row < 0:
-                continue
-            if head == "prototype":
-                scores = [float(torch.cosine_similarity(x[row], x[way].mean(dim=0), dim=0)) for way in support]
-            else:
-                found = [
-                    (float(torch.cosine_similarity(x[row], x[image], dim=0)), way)
-                    for way, images in enumerate(support)
-                    for image in images
-                ]
-                scores = [0.0] * len(support)
-                for cosine, way in sorted(found, reverse=True)[:neighbours]:
-                    scores[way] += cosine
-            right += max(range(len(scores)), key=scores.__getitem__) == truth
-            count += 1
-    return 100 * right / count
+def test_every_image_is_as_often_support_as_query_as_any_other() -> None:
+    """Also the order is random: Floyd's algorithm alone would put the last images last."""
+    members = Members(np.repeat(np.arange(3), 6), 3)
+    episodes = draw(members, way=2, shot=1, query=2, episodes=30_000, seed=0)
+    assert episodes.query is not None
+    for rows, per_episode in ((episodes.support, 2), (episodes.query, 4)):
+        seen = torch.bincount(rows.flatten(), minlength=18).double()
+        expected = 30_000 * per_episode / 18
+        assert (seen - expected).abs().max() < 5 * math.sqrt(expected)
+    assert torch.bincount(episodes.classes[:, 0]).double().sub(10_000).abs().max() < 500
+
+
+def test_unbalanced_queries() -> None:
+    members = Members(np.repeat(np.arange(8), 70), 8)
+    episodes = draw(members, way=5, shot=1, query=12, episodes=4_000, seed=0, dirichlet=2.0)
+    assert episodes.query is not None
+    assert episodes.truth is not None
+    assert episodes.query.shape == (4_000, 60)
+    counts = torch.nn.functional.one_hot(episodes.truth, 5).sum(dim=1).double()
+    shares = counts / 60
+    assert (counts.sum(dim=1) == 60).all()
+    assert shares.mean(dim=0).tolist() == pytest.approx([0.2] * 5, abs=0.01)
+    # variance of a share of Dirichlet(2, 2, 2, 2, 2)
+    assert shares.var(dim=0).mean() == pytest.approx(0.2 * 0.8 / 11, rel=0.08)
+    rows = torch.cat([episodes.support.flatten(1), episodes.query], dim=1)
+    assert all(len(set(row.tolist())) == 65 for row in rows[:200])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"way": 9, "shot": 1, "query": 1}, "way=9, but the split has only 8 classes"),
+        ({"way": 5, "shot": 5, "query": 15}, "class 'class-0' has 9 images, but shot=5 and query=15 need at least 20"),
+        ({"way": 5, "shot": 9, "query": "all"}, "class 'class-0' has 9 images, but shot=9 and query=all need at least"),
+        ({"way": 5, "shot": 1, "query": 3, "dirichlet": 2.0}, "class 'class-0' has 9 images.*need at least 16"),
+        ({"way": 5, "shot": 1, "query": "all", "dirichlet": 2.0}, "need a number of queries"),
+    ],
+)
+def test_too_few_classes_or_images_are_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        check_sizes(np.bincount(unequal_labels()), NAMES, **settings)  # type: ignore[arg-type]
+
+
+# ---- predictions
+
+
+def slow_counts(features: Tensor, episodes: Episodes, head: Head) -> Tensor:
+    """One episode, one query at a time; the head is called with that query alone."""
+    way, shot = episodes.support.shape[1:]
+    counts = torch.zeros(len(episodes.classes), way, way, dtype=torch.int64)
+    labels = torch.arange(way).repeat_interleave(shot)[None]
+    for number, support in enumerate(episodes.support):
+        for row, truth in queries_of(episodes, number):
+            scores = head(features[support].flatten(0, 1)[None], labels, features[row][None, None], CPU)[0, 0].tolist()
+            counts[number, truth, scores.index(max(scores))] += 1
+    return counts
 
 
 @pytest.mark.parametrize("query", [4, "all"])
-@pytest.mark.parametrize(("head", "neighbours"), [("prototype", 1), ("knn", 1), ("knn", 4)])
-def test_accuracies_equal_the_slow_ones(query: int | str, head: str, neighbours: int) -> None:
-    rng = torch.Generator().manual_seed(0)
-    labels = torch.from_numpy(unequal_labels())
-    centres = torch.randn(8, 12, generator=rng)
-    features = centres[labels] + 1.2 * torch.randn(len(labels), 12, generator=rng)
-    episodes = drawn(query, episodes=40)
-    fast = episode_accuracies(features, episodes, head, neighbours)
-    slow = [slow_accuracy(features, s, q, head, neighbours) for s, q in zip(*episodes, strict=True)]
-    assert fast.tolist() == pytest.approx(slow)
-    assert 30 < float(fast.mean()) < 95
+@pytest.mark.parametrize("spec", ["prototype", "prototype:metric=euclidean", "knn:neighbours=4", "ridge"])
+def test_counts_equal_the_slow_ones(query: int | str, spec: str) -> None:
+    labels = unequal_labels()
+    features, episodes, head = clusters(labels), drawn(query, episodes=25), make_head(spec)
+    fast = count_predictions(features, Members(labels, 8), episodes, head, seed=0)
+    assert torch.equal(fast, slow_counts(features, episodes, head))
+    assert 30 < float(accuracies(fast).mean()) < 95
 
 
-def test_knn_is_perfect_on_separable_one_shot_data() -> None:
-    """The published code answers way 0 there: 20 %."""
-    support = torch.eye(5)[None, :, None]
-    query = torch.eye(5).repeat_interleave(3, dim=0)[None]
-    assert heads.knn(support, query, neighbours=1).argmax(dim=-1).tolist() == [[c for c in range(5) for _ in range(3)]]
+@pytest.mark.parametrize("query", [4, "all"])
+@pytest.mark.parametrize("spec", ["prototype", "knn", "classifier:epochs=3", "logistic", "tim:iterations=5"])
+def test_counts_do_not_depend_on_what_is_held_at_once(
+    query: int | str, spec: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = np.repeat(np.arange(8), 9)
+    features, members, head = clusters(labels), Members(labels, 8), make_head(spec)
+    episodes = draw(members, way=5, shot=2, query=query, episodes=70, seed=0)
+    whole = count_predictions(features, members, episodes, head, seed=0)
+    for name in ("RULE_NUMBERS", "PRODUCT_NUMBERS", "GATHERED_NUMBERS", "EPISODE_NUMBERS"):
+        monkeypatch.setattr(predictions, name, 2_000)
+    assert torch.equal(count_predictions(features, members, episodes, head, seed=0), whole)
+
+
+def test_a_plain_function_gives_the_same_as_the_built_in_head() -> None:
+    def nearest_mean(support: Tensor, labels: Tensor, query: Tensor, generator: torch.Generator) -> Tensor:
+        means = torch.stack([support[:, labels[0] == way].mean(dim=1) for way in range(5)], dim=1)
+        return torch.cosine_similarity(query[:, :, None], means[:, None], dim=-1)
+
+    labels = np.repeat(np.arange(8), 9)
+    features, members = clusters(labels), Members(labels, 8)
+    for query in (4, "all"):
+        episodes = draw(members, way=5, shot=2, query=query, episodes=30, seed=0)
+        own = count_predictions(features, members, episodes, nearest_mean, seed=0)
+        assert torch.equal(own, count_predictions(features, members, episodes, make_head("prototype"), seed=0))
+
+
+def test_heads_that_see_all_queries_want_as_many_of_each_class() -> None:
+    labels = unequal_labels()
+    with pytest.raises(DataError, match="query=all gives 7 to 18: set a number of queries"):
+        count_predictions(clusters(labels), Members(labels, 8), drawn("all"), make_head("bd-cspn"), seed=0)
+
+
+# ---- accuracy
 
 
 def test_interval_is_of_the_population_over_episodes() -> None:
-    accuracies = torch.tensor([50.0, 60.0, 80.0], dtype=torch.float64)
-    mean, interval = summary(accuracies)
+    values = torch.tensor([50.0, 60.0, 80.0], dtype=torch.float64)
+    mean, interval = summary(values)
     assert mean == pytest.approx(190 / 3)
-    assert interval == pytest.approx(1.96 * np.std(accuracies.numpy()) / np.sqrt(3))
+    assert interval == pytest.approx(1.96 * np.std(values.numpy()) / np.sqrt(3))
+
+
+def test_the_interval_of_600_episodes_holds_the_mean_of_many() -> None:
+    """In 90 to 98 of 100 other seeds; 95 is what it says."""
+    labels = np.repeat(np.arange(12), 40)
+    features = clusters(labels, dim=16, spread=2.0)
+
+    def measured(episodes: int, seed: int) -> Result:
+        return fewshot.evaluate(features, labels, episodes=episodes, seed=seed)
+
+    truth = measured(10_000, 10_000).mean
+    held = 0
+    for seed in range(200):
+        result = measured(600, seed)
+        held += abs(result.mean - truth) <= result.ci95
+    assert 180 <= held <= 196
 
 
 def test_results_carry_their_protocol() -> None:
     labels = unequal_labels()
     features = Features(torch.nn.functional.one_hot(torch.from_numpy(labels)).float(), labels, NAMES, skipped=2)
-    protocol = ProtocolConfig(shots=(1, 3), query=5, episodes=30, seed=9, head="knn", neighbours=1, split="val")
+    protocol = ProtocolConfig(shots=(1, 3), query=5, episodes=30, seed=9, head="knn:neighbours=1", split="val")
     results = evaluate_features(features, protocol)
     assert [(r.shot, r.mean, r.ci95) for r in results] == [(1, 100.0, 0.0), (3, 100.0, 0.0)]
-    assert (results[0].query, results[0].episodes, results[0].seed, results[0].head, results[0].split) == (
-        5, 30, 9, "knn", "val",
-    )  # fmt: skip
-    assert results[0].skipped == 2
+    values = results[0].as_dict()
+    assert values == {
+        "way": 5, "shot": 1, "query": 5, "episodes": 30, "seed": 9, "head": "knn:neighbours=1", "transductive": False,
+        "split": "val", "mean": 100.0, "ci95": 0.0, "query_dirichlet": None, "skipped": 2,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "head", "expected"),
+    [
+        ("paper", "prototype", ("all", 10_000)),
+        ("paper", "classifier:loss=softmax", ("all", 1_000)),
+        ("standard", "classifier", (15, 10_000)),
+        ("fair600", "tim", (15, 600)),
+    ],
+)
+def test_presets(name: str, head: str, expected: tuple[int | str, int]) -> None:
+    protocol = with_preset(check_protocol(head=head, way=7), name)
+    assert (protocol.query, protocol.episodes, protocol.way) == (*expected, 7)
+
+
+# ---- the library
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    tried = doctest.testmod(library)
+    assert tried.attempted >= 6
+    assert tried.failed == 0
+
+
+def test_any_arrays_and_labels_give_the_same_result() -> None:
+    labels = unequal_labels()
+    features = clusters(labels)
+    expected = fewshot.evaluate(features, labels, query=4, episodes=50)
+    for given_features, given_labels in (
+        (features.numpy().astype(np.float64), labels.tolist()),
+        (features.half().float(), torch.from_numpy(labels) + 100),
+        (features, [NAMES[label] for label in labels]),
+    ):
+        result = fewshot.evaluate(given_features, given_labels, query=4, episodes=50)
+        assert result.mean == pytest.approx(expected.mean, abs=0.5)
+    assert result.class_names == NAMES
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head": "protoype"}, "head 'protoype' is unknown; did you mean 'prototype'?"),
+        ({"head": "knn:neighbors=3"}, "has no option 'neighbors'"),
+        ({"head": "knn:neighbours=many"}, "neighbours=many is not a int"),
+        ({"head": "knn:neighbours=0"}, "neighbours=0 must be at least 1"),
+        ({"head": "prototype:metric=manhattan"}, "metric=manhattan: expected cosine, euclidean"),
+        ({"head": "simpleshot:transform=cl2n"}, "cl2n needs the features of the training classes"),
+        ({"way": 1}, "way=1: input should be greater than or equal to 2"),
+        ({"episodes": 0}, "episodes=0: input should be greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_are_one_clear_line(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        fewshot.evaluate(clusters(unequal_labels()), unequal_labels(), **{"query": 4, **changes})  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_features_are_one_clear_line() -> None:
+    labels = unequal_labels()
+    broken = clusters(labels)
+    broken[[3, 5], 0] = float("nan")
+    with pytest.raises(DataError, match=r"2 of 95 rows are NaN or infinite .rows 3, 5"):
+        fewshot.evaluate(broken, labels)
+    with pytest.raises(DataError, match=r"labels not matching features .94 labels, 95 features"):
+        fewshot.evaluate(clusters(labels), labels[:-1])
+    with pytest.raises(DataError, match="labels are float64, expected integers or text"):
+        fewshot.evaluate(clusters(labels), labels.astype(float))
+
+
+# ---- comparing and joining
+
+
+def test_paired_comparison_against_plain_numbers() -> None:
+    labels = unequal_labels()
+    first = fewshot.evaluate(clusters(labels), labels, query=4, episodes=300, shot=2)
+    second = fewshot.evaluate(clusters(labels, spread=0.9), labels, query=4, episodes=300, shot=2)
+    found = compare_results(first, second)
+    differences = (second.accuracies - first.accuracies).numpy()
+    assert found.difference == pytest.approx(differences.mean())
+    assert found.difference == pytest.approx(second.mean - first.mean)
+    assert found.ci95 == pytest.approx(1.96 * differences.std() / np.sqrt(300))
+    assert found.wins == pytest.approx(100 * (differences > 0).mean())
+    assert found.ties == pytest.approx(100 * (differences == 0).mean())
+    assert found.verdict("a", "b") == f"b is better than a by {found.difference:.2f} ± {found.ci95:.2f} points"
+    assert compare_results(second, first).verdict("b", "a").startswith("b is better than a")
+    assert "no difference shown" in compare_results(first, first).verdict()
+
+
+def test_only_results_on_the_same_episodes_are_compared() -> None:
+    labels = unequal_labels()
+    first = fewshot.evaluate(clusters(labels), labels, query=4, episodes=30)
+    for changes in ({"seed": 1}, {"episodes": 29}, {"query": 3}, {"shot": 2}):
+        other = fewshot.evaluate(clusters(labels), labels, **{"query": 4, "episodes": 30, **changes})
+        with pytest.raises(DataError, match="not of the same episodes"):
+            compare_results(first, other)
+
+
+def test_concatenated_features() -> None:
+    labels = unequal_labels()
+    one, two = (Features(clusters(labels, dim), labels, NAMES) for dim in (12, 7))
+    both = concatenated([one, two])
+    assert torch.equal(both.values, torch.cat([one.values, two.values], dim=1))
+    with pytest.raises(DataError, match="not features of the same images: labels differ from row"):
+        concatenated([one, Features(one.values, np.roll(labels, 1), NAMES)])
+    with pytest.raises(DataError, match="not features of the same images: 95 rows and 94 rows"):
+        concatenated([one, Features(one.values[1:], labels[1:], NAMES)])
+    with pytest.raises(DataError, match="not features of the same classes: 'class-0' and 'ant'"):
+        concatenated([one, Features(one.values, labels, ["ant", *NAMES[1:]])])
+
+
+# ---- training
 
 
 def test_training_cannot_select_on_test_classes() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,9 +15,12 @@ from smkd.config.schema import FeaturesConfig
 from smkd.data.color import normalize
 from smkd.data.crops import resize_center_crop
 from smkd.data.datasets import CIFAR, IMAGENET
-from smkd.fewshot.episodes import Episodes
-from smkd.fewshot.evaluate import episode_accuracies, summary
+from smkd.fewshot.accuracy import accuracies, summary
+from smkd.fewshot.episodes import Episodes, Members
 from smkd.fewshot.features import pool
+from smkd.fewshot.heads import make_head, rule_products
+from smkd.fewshot.predictions import count_predictions, support_labels
+from smkd.fewshot.sgd import Classifier, Start, train_dist, train_softmax
 
 PARTS = {"cls": "cls", "avg": "mean", "wavg": "weighted_mean"}
 RECIPES = r"(n\d+/(?:cls|avg|wavg)(?:_(?:avg|wavg))*)"
@@ -35,33 +39,80 @@ def test_features(path: Path, recipe: str) -> None:
     close(values, golden.tensor(recipe), atol=1e-5)
 
 
-def episodes(path: Path, shots: str) -> tuple[Tensor, Episodes]:
-    """Features, and the episodes that the reference drew from them."""
+def episodes(path: Path, shots: str) -> tuple[Tensor, Members, Episodes]:
+    """Features, their classes, and the episodes that the reference drew from them."""
     golden = load(path)
     bank = golden.tensor("bank")
     shot, queries = int(shots.removesuffix("shot")), golden.options["n_query"]
-    rows = golden.tensor(f"{shots}/class")[..., None] * bank.shape[1] + golden.tensor(f"{shots}/perm")
-    return bank.flatten(0, 1), Episodes(rows[..., :shot], rows[..., shot : shot + queries])
+    classes = golden.tensor(f"{shots}/class")
+    rows = classes[..., None] * bank.shape[1] + golden.tensor(f"{shots}/perm")
+    drawn = Episodes(
+        classes,
+        rows[..., :shot],
+        rows[..., shot : shot + queries].flatten(1),
+        torch.arange(rows.shape[1]).repeat_interleave(queries).expand(len(rows), -1),
+    )
+    return bank.flatten(0, 1), Members(np.repeat(np.arange(len(bank)), bank.shape[1]), len(bank)), drawn
 
 
-def within_one_query(ours: Tensor, expected: Tensor, drawn: Episodes) -> None:
-    """Ties at rounding level may turn one query of an episode."""
-    _, way, queries = drawn.query.shape
-    close(ours, expected, atol=100 / (way * queries) + 1e-9)
+def same_accuracies(path: Path, shots: str, head: str, expected: str) -> None:
+    """Exact, but that a tie at rounding level may turn one query of an episode."""
+    features, members, drawn = episodes(path, shots)
+    ours = accuracies(count_predictions(features, members, drawn, make_head(head), seed=0))
+    assert drawn.query is not None
+    close(ours, load(path).tensor(expected), atol=100 / drawn.query.shape[1] + 1e-9)
+    exact = torch.isclose(ours, load(path).tensor(expected), atol=1e-9)
+    assert exact.double().mean() >= 0.95
 
 
 @pytest.mark.parametrize(("path", "shots"), cases_within("fewshot_*.npz", r"(\d+shot)/cosine_acc"))
 def test_prototype_accuracies(path: Path, shots: str) -> None:
-    features, drawn = episodes(path, shots)
-    within_one_query(episode_accuracies(features, drawn, "prototype"), load(path).tensor(f"{shots}/cosine_acc"), drawn)
+    same_accuracies(path, shots, "prototype", f"{shots}/cosine_acc")
 
 
 @pytest.mark.parametrize(("path", "case"), cases_within("fewshot_*.npz", r"(\d+shot/knn\d+)_acc_corrected"))
 def test_knn_accuracies(path: Path, case: str) -> None:
     shots, neighbours = case.split("/knn")
-    features, drawn = episodes(path, shots)
-    ours = episode_accuracies(features, drawn, "knn", int(neighbours))
-    within_one_query(ours, load(path).tensor(f"{case}_acc_corrected"), drawn)
+    same_accuracies(path, shots, f"knn:neighbours={neighbours}", f"{case}_acc_corrected")
+
+
+@pytest.mark.parametrize(("path", "case"), cases_within("fewshot_*.npz", r"(\d+shot/knn\d+)_acc_reference"))
+def test_knn_accuracies_as_published(path: Path, case: str) -> None:
+    shots, neighbours = case.split("/knn")
+    same_accuracies(path, shots, f"knn:neighbours={neighbours},reference=true", f"{case}_acc_reference")
+
+
+@pytest.mark.parametrize(("path", "case"), cases_within("fewshot_*.npz", r"(\d+shot/clf_(?:dist|softmax)/\d+)/logits"))
+def test_classifier_logits(path: Path, case: str) -> None:
+    golden = load(path)
+    shot, loss = int(case.split("shot")[0]), case.split("/")[1].removeprefix("clf_")
+    bank, queries = golden.tensor("bank"), golden.options["n_query"]
+    images = bank[golden.tensor(f"{case}/class")[:, None], golden.tensor(f"{case}/perm")]
+    way = len(images)
+    head = Classifier(loss=loss)  # type: ignore[arg-type]
+    support, query = (
+        head.prepare(part.flatten(0, 1)[None]) for part in (images[:, :shot], images[:, shot:][:, :queries])
+    )
+    labels = support_labels(way, shot, 1, torch.device("cpu"))
+    logits = golden.tensor(f"{case}/logits")
+    order = golden.tensor(f"{case}/batch_order").long()[None]
+    for point, expected in enumerate(logits):
+        # the reference looks after epochs 100, 200, ..., counted from zero
+        seen = order[:, : 100 * (point + 1) + 1]
+        if loss == "softmax":
+            start = Start(golden.tensor(f"{case}/init/weight")[None], bias=golden.tensor(f"{case}/init/bias")[None])
+            rule = train_softmax(support, labels, start, seen)
+        else:
+            magnitude = golden.tensor(f"{case}/init/weight_g")[None, :, 0]
+            rule = train_dist(
+                support, labels, Start(golden.tensor(f"{case}/init/weight_v")[None], magnitude=magnitude), seen
+            )
+        ours = rule_products(rule, query)[0].T
+        close(ours, expected, atol=1e-4)
+        right = (ours.argmax(dim=1) == torch.arange(way).repeat_interleave(queries)).double().mean()
+        assert 100 * float(right) == pytest.approx(
+            float(golden.tensor(f"{case}/acc")[point]), abs=100 / len(ours) + 1e-9
+        )
 
 
 @pytest.mark.parametrize(("path", "shots"), cases_within("fewshot_*.npz", r"(\d+shot)/cosine_summary"))

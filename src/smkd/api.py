@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-from smkd.config.loading import resolve
+from smkd.config.loading import changed, resolve
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.data.datasets import open_split
+from smkd.engine import checkpoint
 from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import load_backbone
 from smkd.errors import ConfigError
-from smkd.fewshot.evaluate import FewShotValidation, Result, evaluate_backbone, evaluate_features
-from smkd.fewshot.features import pixel_features
+from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
+from smkd.fewshot.feature_file import Source, read_features, read_source
+from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.models.vit import VisionTransformer
 
-__all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "pretrain", "resolve"]
+__all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
+
+FEATURE_SUFFIXES = (".h5", ".hdf5")
 
 
 def pretrain(config: RunConfig) -> Path:
@@ -58,17 +65,111 @@ def evaluate(
         One result per number of shots.
     """
     protocol = protocol or config.evaluation
-    if isinstance(source, str):
-        features = pixel_features(open_split(config.data, protocol.split), on_error=config.data.on_error)
-        return evaluate_features(features, protocol)
-    device = pick_device(config.accelerator)
-    return evaluate_backbone(source.to(device).eval(), config, protocol, device)
+    return evaluate_features(_stream(source, config, protocol).collect(), protocol)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A source of features.
+
+    Attributes:
+        name: what it is called in tables.
+        about: where the features come from.
+        protocol: how its run is measured.
+        stream: features batch by batch, or None for a feature file.
+    """
+
+    name: str
+    about: Source
+    protocol: ProtocolConfig
+    stream: Stream | None
+
+    def features(self) -> Features:
+        """All features; those of a file are mapped into memory."""
+        return self.stream.collect() if self.stream is not None else read_features(Path(self.name))
+
+
+def open_features(
+    what: str | Path, *, recipe: str | None = None, network: Literal["teacher", "student"] = "teacher",
+    changes: Mapping[str, Any] | None = None,
+) -> Opened:  # fmt: skip
+    """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
+
+    Args:
+        what: which of them.
+        recipe: whose data and image size 'pixels' and 'random' take.
+        network: which of a checkpoint's two.
+        changes: other settings than the run's own, such as `{"evaluation": {"split": "val"}}`.
+
+    Raises:
+        SmkdError: there is no such source, or a setting does not fit it.
+    """
+    given = dict(changes or {})
+    name = str(what)
+    if Path(name).suffix in FEATURE_SUFFIXES:
+        return _open_file(name, given)
+    source: VisionTransformer | Literal["pixels"] = "pixels"
+    digest = ""
+    if name in ("pixels", "random"):
+        if recipe is None:
+            raise ConfigError(f"'{name}' needs --recipe, whose data and image size it takes")
+        config = changed(resolve(recipe), given)
+        if name == "random":
+            source = random_backbone(config)
+    else:
+        file = checkpoint.find(Path(name))
+        source, config = load_backbone(file, network)
+        config = changed(config, given)
+        with file.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    protocol = config.evaluation
+    stream = _stream(source, config, protocol)
+    return Opened(name, _about(source, name, config, stream, digest), protocol, stream)
 
 
 def random_backbone(config: RunConfig) -> VisionTransformer:
     """The configured backbone with the random weights that a run with this seed starts from."""
     torch.manual_seed(config.seed)
     return VisionTransformer.from_config(config.model).eval()
+
+
+def _open_file(name: str, given: dict[str, Any]) -> Opened:
+    about = read_source(Path(name))
+    split = given.get("evaluation", {}).pop("split", None)
+    if split and about.split and split != about.split:
+        raise ConfigError(f"'{name}' holds features of {about.split} classes, not of {split}")
+    # a file's images and network are what they are
+    for group, values in given.items():
+        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+            if value is not None and (group, key) != ("accelerator", ""):
+                raise ConfigError(
+                    f"'{name}' is a feature file: {f'{group}.{key}'.strip('.')}={value} cannot be changed"
+                )
+    known = {"split": about.split} if about.split in ("train", "val", "test") else {}
+    return Opened(name, about, ProtocolConfig.model_validate(known), None)
+
+
+def _stream(source: VisionTransformer | Literal["pixels"], config: RunConfig, protocol: ProtocolConfig) -> Stream:
+    if isinstance(source, str):
+        return pixel_stream(open_split(config.data, protocol.split), on_error=config.data.on_error)
+    device = pick_device(config.accelerator)
+    return backbone_features(source.to(device).eval(), config, protocol, device)
+
+
+def _about(
+    source: VisionTransformer | str, name: str, config: RunConfig, stream: Stream, checkpoint_sha256: str
+) -> Source:
+    protocol, pixels = config.evaluation, isinstance(source, str)
+    size = config.model
+    network = f"{name}: ViT-{size.size}/{size.patch_size}"
+    transform = (
+        f"resize {PIXEL_SIDE}, crop {PIXEL_SIDE}" if pixels else f"resize {protocol.resize}, crop {protocol.crop}"
+    )
+    return Source(
+        model="pixels" if pixels else network, checkpoint_sha256=checkpoint_sha256, dataset=config.data.dataset,
+        split=protocol.split, transform=transform, parts=() if pixels else config.features.parts,
+        blocks=0 if pixels else config.features.blocks, class_names=tuple(stream.images.class_names),
+    )  # fmt: skip
 
 
 def _train(config: RunConfig, phase: str) -> Path:

@@ -12,10 +12,11 @@ from smkd.config.schema import RunConfig
 from smkd.data.datasets import open_split
 from smkd.engine.runlog import console
 from smkd.errors import ConfigError
-from smkd.fewshot.evaluate import Result
+from smkd.fewshot.accuracy import Result
+from smkd.viz import fewshot_figures
 from smkd.viz.figures import accuracy_bars, attention_grid, loss_curves, views_grid
 from smkd.viz.report import Section, write_report
-from smkd.viz.tables import results_table
+from smkd.viz.tables import rich_table
 
 LOSSES = (
     "They rise in steps with the teacher's temperature, which grows each epoch and softens the targets: a loss can "
@@ -60,7 +61,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, list[Result]]:
 
     _write_results(out / "results.json", results)
     _write_report(out / "report.html", results, first, second, runs)
-    console.print(results_table({NAMES[key]: rows for key, rows in results.items()}))
+    console.print(rich_table(_table(results)))
     console.print(_protocol(second))
     console.print(f"{out}/report.html, {out}/results.json; {time.perf_counter() - started:.0f} s")
     return results
@@ -81,12 +82,14 @@ def _write_results(path: Path, results: dict[str, list[Result]]) -> None:
     path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
+def _table(results: dict[str, list[Result]]) -> list[list[str]]:
+    header = ["", *(f"{row.way}-way {row.shot}-shot" for row in results["phase2"])]
+    return [header, *([NAMES[name], *(str(row) for row in rows)] for name, rows in results.items())]
+
+
 def _write_report(
     path: Path, results: dict[str, list[Result]], first: RunConfig, second: RunConfig, runs: Sequence[Path]
 ) -> None:
-    shots = [row.shot for row in results["phase2"]]
-    table = [["", *(f"{shot}-shot" for shot in shots)]]
-    table += [[NAMES[name], *(str(row) for row in rows)] for name, rows in results.items()]
     bars = {NAMES[name]: {row.shot: (row.mean, row.ci95) for row in rows} for name, rows in results.items()}
     train, unseen = open_split(first.data, "train"), open_split(first.data, "test")
     # one image of every eighth training class, one of every other unseen class
@@ -101,8 +104,19 @@ def _write_report(
         Section(
             "Accuracy on unseen classes",
             _protocol(second),
-            table,
+            _table(results),
             [(accuracy_bars(bars), "Accuracy and interval")],
+        ),
+        Section(
+            "Which classes are hard",
+            f"After phase 2, {results['phase2'][-1].way}-way {results['phase2'][-1].shot}-shot.",
+            figures=[
+                (fewshot_figures.episode_distribution(results["phase2"][-1]), "Accuracy of single episodes"),
+                (
+                    fewshot_figures.confusion(results["phase2"][-1]),
+                    "Queries of a class (row) given to another (column)",
+                ),
+            ],
         ),
         Section("Losses", LOSSES, figures=[(loss_curves({"phase 1": runs[0], "phase 2": runs[1]}), "Weighted terms")]),
         Section(

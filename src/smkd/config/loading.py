@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from smkd.config.schema import RunConfig
+from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
 # What may differ when a run is resumed: none of it changes the numbers that the run computes.
@@ -98,6 +98,19 @@ def check(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(_explain(error)) from error
 
 
+def changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The configuration with the values that are given, checked again; None leaves a value as it is."""
+    return check(_merged(config.model_dump(mode="json"), _given(changes)))
+
+
+def check_protocol(**values: Any) -> ProtocolConfig:
+    """Validate a way of measuring; the first thing that is wrong becomes one clear line."""
+    try:
+        return ProtocolConfig(**values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, readable back with `load`."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -139,6 +152,12 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         old = result.get(key)
         result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return result
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the None of a group, or of groups within."""
+    inner = {key: _given(value) if isinstance(value, dict) else value for key, value in values.items()}
+    return {key: value for key, value in inner.items() if value is not None}
 
 
 def _nested(path: list[str], value: Any) -> dict[str, Any]:

@@ -250,9 +250,10 @@ class ProtocolConfig(Section):
     """Queries per class: a number, or every image that is not in the support set."""
     episodes: Positive = 10_000
     seed: Count = 0
-    head: Literal["prototype", "knn"] = "prototype"
-    neighbours: Positive = 5
-    """Neighbours that vote (knn only)."""
+    query_dirichlet: Annotated[float, Field(gt=0)] | None = None
+    """Unbalanced queries: each episode's way * query queries fall on its ways by a Dirichlet of this concentration."""
+    head: str = "prototype"
+    """Few-shot classifier, with options as in 'knn:neighbours=3'; `smkd eval --help` lists them."""
     resize: Positive = 360
     """Shorter side before the centre crop."""
     crop: Positive = 320

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -12,68 +11,132 @@ from torch import Tensor
 
 from smkd.errors import DataError
 
-EPISODES_AT_ONCE = 100
-"""Episodes drawn and scored together. Part of the protocol: another number draws other episodes."""
+
+class Members:
+    """Which rows of the feature matrix belong to which class.
+
+    Attributes:
+        rows: int64 rows of each class.
+        sizes: int64 [classes].
+        place: int64 [rows of the matrix], the position of a row within its class.
+    """
+
+    def __init__(self, labels: NDArray[np.int64], classes: int) -> None:
+        order = np.argsort(labels, kind="stable")
+        sizes = np.bincount(labels, minlength=classes)
+        self.sizes = torch.from_numpy(sizes)
+        self.rows = [torch.from_numpy(rows) for rows in np.split(order, np.cumsum(sizes)[:-1])]
+        self.place = torch.empty(len(labels), dtype=torch.int64)
+        for rows in self.rows:
+            self.place[rows] = torch.arange(len(rows))
 
 
 class Episodes(NamedTuple):
-    """Rows of the feature matrix; classes come in the order of the ways.
+    """Classes, and rows of the feature matrix.
 
     Attributes:
+        classes: int64 [episodes, way], the class of each way.
         support: int64 [episodes, way, shot].
-        query: int64 [episodes, way, query]; -1 where a class has fewer images than others (query='all').
+        query: int64 [episodes, queries], or None for every image of the classes outside the support.
+        truth: int64 [episodes, queries], the way of each query; None with `query`.
     """
 
+    classes: Tensor
     support: Tensor
-    query: Tensor
+    query: Tensor | None = None
+    truth: Tensor | None = None
+
+    def part(self, start: int, stop: int) -> Episodes:
+        """Some of the episodes."""
+        return Episodes(*(None if each is None else each[start:stop] for each in self))  # type: ignore[arg-type]
 
 
 def draw(
-    labels: NDArray[np.int64], class_names: list[str], *, way: int, shot: int, query: int | str, episodes: int,
-    seed: int,
-) -> Iterator[Episodes]:  # fmt: skip
+    members: Members, *, way: int, shot: int, query: int | str, episodes: int, seed: int,
+    dirichlet: float | None = None,
+) -> Episodes:  # fmt: skip
     """Random episodes: different classes for the ways, different images for support and queries.
 
+    Fewer episodes of a seed are the first of more; the classes do not depend on shots and queries.
+
     Args:
-        labels: class of each row of the feature matrix.
-        class_names: for messages.
+        members: rows of each class, of which each has enough (`check_sizes`).
         way, shot: classes per episode, support images per class.
         query: queries per class, or 'all' for every image outside the support.
         episodes: how many.
         seed: same seed, same episodes.
-
-    Yields:
-        At most `EPISODES_AT_ONCE` episodes at a time.
-
-    Raises:
-        DataError: too few classes, or a class (named) with too few images.
+        dirichlet: concentration of the queries' shares among the ways, `way * query` in all; None for equal ones
+            (Veilleux et al., NeurIPS 2021).
     """
-    check_sizes(labels, class_names, way=way, shot=shot, query=query)
-    members = [np.flatnonzero(labels == label) for label in range(len(class_names))]
-    sizes = torch.tensor([len(rows) for rows in members])
-    largest = int(sizes.max())
-    table = torch.full((len(members), largest), -1)
-    for label, rows in enumerate(members):
-        table[label, : len(rows)] = torch.from_numpy(rows)
-    wanted = largest if query == "all" else shot + int(query)
-    rng = torch.Generator().manual_seed(seed)
-    for start in range(0, episodes, EPISODES_AT_ONCE):
-        # always as many, so that fewer episodes are the first of more
-        classes = torch.rand(EPISODES_AT_ONCE, len(members), generator=rng).argsort(dim=1)[:, :way]
-        order = torch.rand(EPISODES_AT_ONCE, way, largest, generator=rng)
-        # places past the end of a class come last
-        order = order + (torch.arange(largest) >= sizes[classes][..., None])
-        picked = table[classes].gather(2, order.argsort(dim=2)[..., :wanted])[: episodes - start]
-        yield Episodes(picked[..., :shot], picked[..., shot:])
+    class_draws, image_draws, share_draws = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
+    count = np.full((episodes, 1), len(members.rows))
+    classes = _sample(count, way, class_draws.random((episodes, 1, 2 * way)))[:, 0]
+    queries = 0 if query == "all" else int(query) * (way if dirichlet else 1)
+    sizes = members.sizes.numpy()[classes]
+    places = _sample(sizes, shot + queries, image_draws.random((episodes, way, 2 * (shot + queries))))
+    starts = np.cumsum(members.sizes.numpy()) - members.sizes.numpy()
+    rows = torch.cat(members.rows)[torch.from_numpy(places + starts[classes][..., None])]
+    drawn = Episodes(torch.from_numpy(classes), rows[..., :shot])
+    if query == "all":
+        return drawn
+    truth = torch.arange(way)[:, None].expand(episodes, way, queries)
+    chosen = torch.ones(episodes, way, queries, dtype=torch.bool)
+    if dirichlet:
+        shares = share_draws.dirichlet([dirichlet] * way, size=episodes)
+        chosen = torch.arange(queries) < torch.from_numpy(_round_shares(shares, queries))[..., None]
+    return drawn._replace(query=rows[..., shot:][chosen].view(episodes, -1), truth=truth[chosen].view(episodes, -1))
 
 
-def check_sizes(labels: NDArray[np.int64], class_names: list[str], *, way: int, shot: int, query: int | str) -> None:
-    """Raise `DataError`, naming the class, if episodes of this shape cannot be drawn."""
+def check_sizes(
+    sizes: NDArray[np.int64], class_names: list[str], *, way: int, shot: int, query: int | str,
+    dirichlet: float | None = None,
+) -> None:  # fmt: skip
+    """Raise `DataError`, naming the class, if episodes of this shape cannot be drawn.
+
+    Args:
+        sizes: images of each class.
+        class_names: their names.
+        way, shot, query, dirichlet: as `draw` takes them.
+    """
     if len(class_names) < way:
         raise DataError(f"way={way}, but the split has only {len(class_names)} classes")
-    needed = shot + (1 if query == "all" else int(query))
-    for name, size in zip(class_names, np.bincount(labels, minlength=len(class_names)), strict=True):
+    if query == "all" and dirichlet:
+        raise DataError("unbalanced queries (query_dirichlet) need a number of queries, not query=all")
+    needed = shot + (1 if query == "all" else int(query) * (way if dirichlet else 1))
+    for name, size in zip(class_names, sizes, strict=True):
         if size < needed:
+            share = " (unbalanced queries may all fall on one class)" if dirichlet else ""
             raise DataError(
-                f"class '{name}' has {size} images, but shot={shot} and query={query} need at least {needed}"
+                f"class '{name}' has {size} images, but shot={shot} and query={query} need at least {needed}{share}"
             )
+
+
+def _sample(sizes: NDArray[np.int64], count: int, uniform: NDArray[np.float64]) -> NDArray[np.int64]:
+    """`count` different numbers below each of `sizes`, in random order.
+
+    Robert Floyd's algorithm (Bentley and Floyd, CACM 1987) gives the set, for all sizes at once; its order is not
+    random, so it is shuffled.
+
+    Args:
+        sizes: [...], none below `count`.
+        count: how many.
+        uniform: [..., 2 * count] in [0, 1).
+    """
+    chosen = np.empty((count, *sizes.shape), dtype=np.int32)
+    for step in range(count):
+        top = sizes - count + step
+        pick = (uniform[..., step] * (top + 1)).astype(np.int32)
+        taken = (chosen[:step] == pick).any(axis=0)
+        chosen[step] = np.where(taken, top, pick)
+    order = np.argsort(uniform[..., count:], axis=-1)
+    drawn: NDArray[np.int64] = np.take_along_axis(np.moveaxis(chosen, 0, -1).astype(np.int64), order, axis=-1)
+    return drawn
+
+
+def _round_shares(shares: NDArray[np.float64], total: int) -> NDArray[np.int64]:
+    """Whole numbers of sum `total` nearest to the shares [episodes, way]: the largest remainders are rounded up."""
+    exact = shares * total
+    counts: NDArray[np.int64] = np.floor(exact).astype(np.int64)
+    rank = np.argsort(np.argsort(counts - exact, axis=1, kind="stable"), axis=1)
+    counts += rank < (total - counts.sum(axis=1))[:, None]
+    return counts

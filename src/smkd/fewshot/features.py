@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from smkd.errors import DataError
 from smkd.models.vit import Tokens, VisionTransformer, patch_attention
 
 NORM_EPS = 1e-12
+PIXEL_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,52 @@ def _part(part: str, tokens: Tokens) -> Tensor:
     return torch.einsum("bp,bpd->bd", weights.to(tokens.patches.dtype), tokens.patches)
 
 
-@torch.inference_mode()
-def extract(
+class Stream:
+    """Features of a split, batch by batch.
+
+    Attributes:
+        images: the split.
+        dim: numbers of a feature.
+    """
+
+    def __init__(
+        self, images: Images, encode: Callable[[Tensor], Tensor], dim: int, *, resize: int, crop: int, on_error: str,
+        batch_size: int = 128, num_workers: int = 0,
+    ) -> None:  # fmt: skip
+        self.images, self.encode, self.dim = images, encode, dim
+        self.loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
+            _CenterCrops(images, resize, crop, on_error), batch_size=batch_size, num_workers=num_workers,
+            collate_fn=_collate,
+        )  # fmt: skip
+
+    def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
+        """Float32 [n, dim] and labels [n] of the images that can be read, in order.
+
+        Raises:
+            DataError: an unreadable image, with `on_error='raise'`.
+        """
+        for pixels, indices in batches(self.loader):
+            if len(indices):
+                with torch.inference_mode():
+                    values = self.encode(pixels)
+                yield values, self.images.labels[indices.numpy()]
+
+    def collect(self) -> Features:
+        """All of them; raises `DataError` if there is none."""
+        parts = list(self)
+        if not parts:
+            raise DataError("not one image of the split can be read")
+        labels = np.concatenate([part[1] for part in parts])
+        return Features(
+            torch.cat([part[0] for part in parts]), labels, self.images.class_names, len(self.images) - len(labels)
+        )
+
+
+def backbone_stream(
     backbone: VisionTransformer, images: Images, spec: DatasetSpec, config: FeaturesConfig, *,
-    resize: int, crop: int, device: torch.device, autocast: torch.dtype | None = None, batch_size: int = 128,
-    num_workers: int = 0, on_error: str = "raise",
-) -> Features:  # fmt: skip
+    resize: int, crop: int, device: torch.device, autocast: torch.dtype | None = None, num_workers: int = 0,
+    on_error: str = "raise",
+) -> Stream:  # fmt: skip
     """Features of every image of a split, in order.
 
     Args:
@@ -83,9 +124,6 @@ def extract(
         resize: shorter side in pixels before the centre crop of side `crop`.
         autocast: type for autocast, or None for float32.
         on_error: 'raise', or 'skip' to leave unreadable images out.
-
-    Raises:
-        DataError: an unreadable image, with 'raise'.
     """
 
     def encode(pixels: Tensor) -> Tensor:
@@ -95,34 +133,46 @@ def extract(
         blocks = [Tokens(*(None if part is None else part.float() for part in tokens)) for tokens in blocks]  # type: ignore[arg-type]
         return pool(blocks, config).cpu()
 
-    return _encoded(images, _CenterCrops(images, resize, crop, on_error), encode, batch_size, num_workers)
+    dim = backbone.embed_dim * config.blocks * len(config.parts)
+    return Stream(images, encode, dim, resize=resize, crop=crop, on_error=on_error, num_workers=num_workers)
 
 
-def pixel_features(images: Images, *, side: int = 16, on_error: str = "raise") -> Features:
+def pixel_stream(images: Images, *, side: int = PIXEL_SIDE, on_error: str = "raise") -> Stream:
     """The floor to compare with: colours of a small square, `side` x `side` x 3 numbers an image."""
 
     def encode(pixels: Tensor) -> Tensor:
         return pixels.flatten(1).float() / 255 - 0.5
 
-    return _encoded(images, _CenterCrops(images, side, side, on_error), encode)
+    return Stream(images, encode, 3 * side * side, resize=side, crop=side, on_error=on_error)
 
 
-def _encoded(
-    images: Images, crops: _CenterCrops, encode: Callable[[Tensor], Tensor], batch_size: int = 128, num_workers: int = 0
-) -> Features:
-    """Features of all images that can be read."""
-    loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
-        crops, batch_size=batch_size, num_workers=num_workers, collate_fn=_collate
-    )
-    values, kept = [], []
-    for pixels, indices in batches(loader):
-        if len(indices):
-            values.append(encode(pixels))
-            kept.append(indices)
-    if not kept:
-        raise DataError("not one image of the split can be read")
-    chosen = torch.cat(kept).numpy()
-    return Features(torch.cat(values), images.labels[chosen], images.class_names, len(images) - len(chosen))
+def concatenated(parts: Sequence[Features]) -> Features:
+    """Features of several networks side by side, of the same images in the same order.
+
+    Raises:
+        DataError: other images, labels or classes.
+    """
+    first = parts[0]
+    for other in parts[1:]:
+        check_same_images(first, other)
+    return replace(first, values=torch.cat([part.values for part in parts], dim=1))
+
+
+def check_same_images(first: Features, second: Features) -> None:
+    """Raise `DataError` unless two sets of features have the same labels, row by row, and the same class names."""
+    if len(first.labels) != len(second.labels):
+        raise DataError(
+            f"these are not features of the same images: {len(first.labels)} rows and {len(second.labels)} rows"
+        )
+    if first.class_names != second.class_names:
+        wrong = next(
+            (f"'{a}' and '{b}'" for a, b in zip(first.class_names, second.class_names, strict=False) if a != b),
+            f"{len(first.class_names)} and {len(second.class_names)} classes",
+        )
+        raise DataError(f"these are not features of the same classes: {wrong}")
+    different = np.flatnonzero(first.labels != second.labels)
+    if len(different):
+        raise DataError(f"these are not features of the same images: labels differ from row {different[0]} on")
 
 
 class _CenterCrops(Dataset[tuple[Tensor | None, int]]):

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
-p.lead, figcaption { color: #555; } figure { margin: 1rem 0; } img { max-width: 100%; }
+p { white-space: pre-line; } p.lead, figcaption { color: #555; } figure { margin: 1rem 0; } img { max-width: 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .9rem; border-bottom: 1px solid #ddd; text-align: right; }
-th:first-child, td:first-child { text-align: left; } tr:last-child td { font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; }
 """
 

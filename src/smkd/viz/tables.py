@@ -1,20 +1,27 @@
-"""Results as a table for the terminal."""
+"""Tables as rows of text, the header first, for the terminal, Markdown and pages."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from rich.table import Table
 
-from smkd.fewshot.evaluate import Result
+Rows = Sequence[Sequence[str]]
 
 
-def results_table(rows: Mapping[str, Sequence[Result]]) -> Table:
-    """One row per model, one column per number of shots; every row measured alike."""
+def rich_table(rows: Rows) -> Table:
+    """For the terminal: the first column to the left, numbers to the right."""
     table = Table()
-    table.add_column("model")
-    for result in next(iter(rows.values())):
-        table.add_column(f"{result.way}-way {result.shot}-shot", justify="right")
-    for name, results in rows.items():
-        table.add_row(name, *(str(result) for result in results))
+    header, *body = rows
+    for number, cell in enumerate(header):
+        table.add_column(cell, justify="right" if number else "left")
+    for row in body:
+        table.add_row(*row)
     return table
+
+
+def markdown_table(rows: Rows) -> str:
+    """For documents."""
+    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])

@@ -1,0 +1,65 @@
+"""The command line. It only wires: every verb is a few calls into the package, imported when needed."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from smkd.cli import data, fewshot, training, verify
+from smkd.errors import SmkdError
+
+app = typer.Typer(
+    name="smkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Few-shot image classification with Vision Transformers, in two phases.",
+)  # fmt: skip
+app.command("pretrain")(training.pretrain)
+app.command("distill")(training.distill)
+app.command("features")(fewshot.features)
+app.command("eval")(fewshot.evaluate)
+app.command("compare")(fewshot.compare)
+app.command("demo")(training.demo)
+app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
+data.data_app.command("verify")(verify.verify)
+data.data_app.command("stats")(verify.stats)
+app.add_typer(data.data_app, name="data")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from smkd import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Few-shot image classification with Vision Transformers, in two phases."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    debug = "--debug" in sys.argv
+    # accepted anywhere on the line
+    sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    try:
+        app()
+    except SmkdError as error:
+        message = str(error)
+        if debug:
+            raise
+    except OSError as error:  # a full disk, a folder that may not be written
+        message = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        if debug:
+            raise
+    else:
+        return
+    typer.echo(f"smkd: {message}", err=True)
+    raise SystemExit(2)

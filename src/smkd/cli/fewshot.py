@@ -1,0 +1,328 @@
+"""Verbs that measure: features, eval, compare."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smkd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from smkd.api import Opened
+    from smkd.config.schema import ProtocolConfig
+    from smkd.fewshot.features import Features
+
+
+class Split(StrEnum):
+    """The three splits."""
+
+    train = "train"
+    val = "val"
+    test = "test"
+
+
+class Network(StrEnum):
+    """The two networks of a checkpoint."""
+
+    teacher = "teacher"
+    student = "student"
+
+
+class Part(StrEnum):
+    """Parts of a feature."""
+
+    cls = "cls"
+    mean = "mean"
+    weighted_mean = "weighted_mean"
+
+
+class Precision(StrEnum):
+    """Arithmetic of the backbone."""
+
+    auto = "auto"
+    bf16 = "bf16"
+    fp32 = "fp32"
+
+
+class Preset(StrEnum):
+    """Named ways of measuring (`smkd.fewshot.protocols`)."""
+
+    paper = "paper"
+    standard = "standard"
+    fair600 = "fair600"
+
+
+class Picture(StrEnum):
+    """Formats of pictures."""
+
+    png = "png"
+    svg = "svg"
+
+
+HEADS = (
+    "prototype, simpleshot, knn, classifier, logistic, ridge; transductive: bd-cspn, laplacian-shot, pt-map, tim, "
+    "transductive-finetune; options as in knn:neighbours=3"
+)
+Data = Annotated[Path | None, typer.Option(help="Data folder, if it is not the run's own.")]
+Recipe = Annotated[str | None, typer.Option(help="Settings for 'pixels' and 'random'.")]
+SplitName = Annotated[Split | None, typer.Option(help="Split whose classes are measured.")]
+Resize = Annotated[int | None, typer.Option(help="Shorter side in pixels before the crop.")]
+Crop = Annotated[int | None, typer.Option(help="Side of the centre crop in pixels.")]
+Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
+Shots = Annotated[list[int] | None, typer.Option(help="Support images per class; may be repeated.")]
+Query = Annotated[str | None, typer.Option(help="Queries per class: a number, or 'all'.")]
+Dirichlet = Annotated[
+    float | None, typer.Option(help="Unbalanced queries: concentration of their shares among the classes.")
+]
+Episodes = Annotated[int | None, typer.Option(help="Number of episodes.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the episodes.")]
+Protocol = Annotated[
+    Preset | None,
+    typer.Option(help="paper: all queries, 10000 episodes, 1000 of the classifier; standard: 15 queries, 10000; "
+                 "fair600: 15 queries, 600."),
+]  # fmt: skip
+Heads = Annotated[list[str] | None, typer.Option("--head", help=f"Few-shot classifier; may be repeated: {HEADS}.")]
+Base = Annotated[Path | None, typer.Option(help="Feature file of the training classes, for simpleshot:transform=cl2n.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here.")]
+Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+
+
+def features(
+    model: Annotated[str, typer.Argument(help="Run folder or checkpoint; or, with --recipe, 'pixels' or 'random'.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write.")],
+    data: Data = None,
+    recipe: Recipe = None,
+    split: SplitName = None,
+    blocks: Annotated[int | None, typer.Option(help="How many last blocks contribute.")] = None,
+    part: Annotated[list[Part] | None, typer.Option(help="Tokens that make the feature; may be repeated.")] = None,
+    network: Annotated[Network, typer.Option(help="Which of the two networks.")] = Network.teacher,
+    resize: Resize = None,
+    crop: Crop = None,
+    precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
+    accelerator: Accelerator = "auto",
+) -> None:
+    """Write the features of a split to an HDF5 file, in the layout of the published ones."""
+    from rich.progress import track
+
+    from smkd import api
+    from smkd.engine.runlog import console
+    from smkd.fewshot.feature_file import FeatureWriter
+
+    changes = _changes(split, data, resize, crop, accelerator)
+    changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
+    changes["precision"] = precision and precision.value
+    opened = api.open_features(model, recipe=recipe, network=network.value, changes=changes)
+    stream = opened.stream
+    if stream is None:
+        raise ConfigError(f"'{model}' is a feature file already")
+    with FeatureWriter(out, rows=len(stream.images), dim=stream.dim, source=opened.about) as writer:
+        for values, labels in track(stream, f"{opened.about.split} features", len(stream.loader), console=console,
+                                    disable=not console.is_terminal):  # fmt: skip
+            writer.append(values, labels)
+    console.print(f"{out}: {writer.count} features of {stream.dim} numbers, {len(stream.images.class_names)} classes")
+    if writer.count < len(stream.images):
+        console.print(f"{len(stream.images) - writer.count} unreadable images left out")
+
+
+def evaluate(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE...", help="Run folder, checkpoint or feature file; with --recipe also 'pixels' "
+                       "or 'random'."),
+    ],
+    data: Data = None,
+    recipe: Recipe = None,
+    split: SplitName = None,
+    protocol: Protocol = None,
+    way: Annotated[list[int] | None, typer.Option(help="Classes per episode; may be repeated.")] = None,
+    shot: Shots = None,
+    query: Query = None,
+    query_dirichlet: Dirichlet = None,
+    episodes: Episodes = None,
+    seed: Seed = None,
+    head: Heads = None,
+    reference_knn: Annotated[
+        bool, typer.Option("--reference-knn", help="Also kNN as the authors' code counts its votes.")
+    ] = False,
+    base: Base = None,
+    concat: Annotated[bool, typer.Option("--concat", help="Join the sources' features into one.")] = False,
+    resize: Resize = None,
+    crop: Crop = None,
+    accelerator: Accelerator = "auto",
+    json_file: Json = None,
+    markdown: Markdown = False,
+    figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results.")] = None,
+    figure_format: Annotated[Picture, typer.Option(help="Format of the pictures.")] = Picture.png,
+    report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures.")] = None,
+) -> None:  # fmt: skip
+    """Few-shot accuracy on classes never seen, with its 95 % interval."""
+    from smkd import api
+    from smkd.fewshot.accuracy import evaluate_features
+    from smkd.viz import measured
+
+    changes = _changes(split, data, resize, crop, accelerator)
+    opened = [api.open_features(source, recipe=recipe, changes=changes) for source in sources]
+    given = {
+        "shots": tuple(shot) if shot else None, "query": query, "query_dirichlet": query_dirichlet,
+        "episodes": episodes, "seed": seed,
+    }  # fmt: skip
+    heads = [*(head or []), *(["knn:reference=true"] if reference_knn else [])]
+    named = _joined(opened) if concat else [(each, each.features()) for each in opened]
+    base_mean = _base_mean(base)
+    rows = []
+    for each, values in named:
+        results = []
+        for name in heads or [each.protocol.head]:
+            for count in way or [each.protocol.way]:
+                wanted = _protocol(each.protocol, protocol, {**given, "way": count, "head": name})
+                results += evaluate_features(_placed(values, accelerator), wanted, base_mean)
+        rows.append(measured.Measured(each.name, each.about, results))
+    _print(measured.table(rows), measured.conditions(rows), markdown)
+    if json_file is not None:
+        _write_json(json_file, {"results": measured.records(rows)})
+    if figures is not None:
+        measured.save_figures(figures, rows, figure_format.value)
+    if report is not None:
+        measured.save_report(report, rows)
+
+
+def compare(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="SOURCE [SOURCE]", help="Two sources as in `smkd eval`, or one and two heads."),
+    ],
+    data: Data = None,
+    recipe: Recipe = None,
+    split: SplitName = None,
+    protocol: Protocol = None,
+    way: Annotated[int | None, typer.Option(help="Classes per episode.")] = None,
+    shot: Shots = None,
+    query: Query = None,
+    query_dirichlet: Dirichlet = None,
+    episodes: Episodes = None,
+    seed: Seed = None,
+    head: Heads = None,
+    base: Base = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    accelerator: Accelerator = "auto",
+    json_file: Json = None,
+    markdown: Markdown = False,
+) -> None:
+    """Which of two is better, on the same episodes, with the 95 % interval of the difference."""
+    from smkd import api
+    from smkd.engine.runlog import console
+    from smkd.fewshot.accuracy import evaluate_features
+    from smkd.fewshot.compare import compare_results
+    from smkd.fewshot.features import check_same_images
+    from smkd.viz import measured
+
+    heads = head or []
+    if (len(sources), len(heads)) not in ((2, 0), (2, 1), (2, 2), (1, 2)):
+        raise ConfigError(
+            f"compare takes two sources, or one source and two heads, not {len(sources)} and {len(heads)}"
+        )
+    changes = _changes(split, data, resize, crop, accelerator)
+    opened = [api.open_features(source, recipe=recipe, changes=changes) for source in sources]
+    values = [_placed(each.features(), accelerator) for each in opened]
+    check_same_images(values[0], values[-1])
+    given = {
+        "way": way, "shots": tuple(shot) if shot else None, "query": query, "query_dirichlet": query_dirichlet,
+        "episodes": episodes, "seed": seed,
+    }  # fmt: skip
+    base_mean = _base_mean(base)
+    # both are measured as the first one's run is
+    wanted = [
+        _protocol(opened[0].protocol, protocol, {**given, "head": name})
+        for name in (heads[0] if heads else None, heads[-1] if heads else None)
+    ]
+    if wanted[0].episodes != wanted[1].episodes:
+        fewer = min(each.episodes for each in wanted)
+        wanted = [each.model_copy(update={"episodes": fewer}) for each in wanted]
+    first = evaluate_features(values[0], wanted[0], base_mean)
+    second = evaluate_features(values[-1], wanted[1], base_mean)
+    names = measured.two_names([each.name for each in opened], [each.head for each in wanted])
+    comparisons = [compare_results(a, b) for a, b in zip(first, second, strict=True)]
+    rows = [
+        measured.Measured(name, about, results)
+        for name, about, results in zip(names, (opened[0].about, opened[-1].about), (first, second), strict=True)
+    ]
+    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
+    for each in comparisons:
+        console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
+    if json_file is not None:
+        _write_json(
+            json_file,
+            {"first": names[0], "second": names[1], "comparisons": [each.as_dict() for each in comparisons],
+             "results": measured.records(rows)},
+        )  # fmt: skip
+
+
+def _changes(
+    split: Split | None, data: Path | None, resize: int | None, crop: int | None, accelerator: str
+) -> dict[str, Any]:
+    return {
+        "evaluation": {"split": split and split.value, "resize": resize, "crop": crop},
+        "data": {"root": data and str(data)},
+        "accelerator": None if accelerator == "auto" else accelerator,
+    }
+
+
+def _protocol(own: ProtocolConfig, preset: Preset | None, given: dict[str, Any]) -> ProtocolConfig:
+    """A run's way of measuring, less what a preset and options change."""
+    from smkd.config.loading import check_protocol
+    from smkd.fewshot.protocols import with_preset
+
+    changes = {key: value for key, value in given.items() if value is not None}
+    if preset is not None:
+        own = with_preset(own.model_copy(update={"head": changes.get("head", own.head)}), preset.value)
+    return check_protocol(**{**own.model_dump(), **changes})
+
+
+def _joined(opened: list[Opened]) -> list[tuple[Opened, Features]]:
+    from dataclasses import replace
+
+    from smkd.fewshot.features import concatenated
+
+    joined = replace(opened[0], name=" + ".join(each.name for each in opened))
+    return [(joined, concatenated([each.features() for each in opened]))]
+
+
+def _placed(features: Features, accelerator: str) -> Features:
+    """On the device where the heads work: the CPU holds features of any size, so only a named device takes them."""
+    from dataclasses import replace
+
+    from smkd.engine.device import pick_device
+
+    device = pick_device("cpu" if accelerator == "auto" else accelerator)
+    return replace(features, values=features.values.to(device))
+
+
+def _base_mean(base: Path | None) -> Tensor | None:
+    from smkd.fewshot.feature_file import read_features
+
+    return None if base is None else read_features(base).values.mean(dim=0)
+
+
+def _print(table: Any, conditions: str, markdown: bool) -> None:
+    from smkd.engine.runlog import console
+    from smkd.viz.tables import markdown_table, rich_table
+
+    if markdown:
+        typer.echo(markdown_table(table))
+    else:
+        console.print(rich_table(table))
+    console.print(conditions)
+
+
+def _write_json(path: Path, values: Any) -> None:
+    try:
+        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--json: cannot write '{path}': {error.strerror}") from error

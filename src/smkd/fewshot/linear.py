@@ -1,0 +1,180 @@
+"""Linear heads with an exact solution: ridge and logistic regression on the support features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from smkd.fewshot.heads import InductiveHead, Rule, one_hot
+
+
+@dataclass(frozen=True)
+class Ridge(InductiveHead):
+    """Ridge regression on targets ±1, with an unpenalised intercept (Bertinetto et al., ICLR 2019)."""
+
+    alpha: float = 1.0
+    """Weight of the squared norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive("alpha", self.alpha)
+
+    def fit(self, support: Tensor, labels: Tensor, generator: torch.Generator) -> Rule:
+        """See `InductiveHead.fit`."""
+        features = support.double()
+        targets = 2 * one_hot(labels, features.dtype).transpose(1, 2) - 1
+        mean, target_mean = features.mean(dim=1, keepdim=True), targets.mean(dim=1, keepdim=True)
+        centred = features - mean
+        gram = centred @ centred.transpose(1, 2)
+        gram.diagonal(dim1=1, dim2=2).add_(self.alpha)
+        weight = torch.linalg.solve(gram, targets - target_mean).transpose(1, 2) @ centred
+        bias = target_mean - mean @ weight.transpose(1, 2)
+        return Rule(weight.to(support.dtype), bias[:, 0].to(support.dtype))
+
+
+@dataclass(frozen=True)
+class Logistic(InductiveHead):
+    """Multinomial logistic regression, to convergence (as used by Tian et al., ECCV 2020).
+
+    Minimises `c * sum of cross-entropies + |weight|² / 2`; the intercepts are not penalised.
+    """
+
+    fit_at_once: ClassVar[int] = 250
+
+    c: float = 1.0
+    """Inverse weight of the squared norm."""
+
+    def __post_init__(self) -> None:
+        _check_positive("c", self.c)
+
+    def fit(self, support: Tensor, labels: Tensor, generator: torch.Generator) -> Rule:
+        """See `InductiveHead.fit`."""
+        features = support.double()
+        problem = _Problem(_isometric(features), one_hot(labels, features.dtype).transpose(1, 2), self.c)
+        point = _newton(problem)
+        # where the gradient is zero, these are the weight's coefficients on the support
+        coefficients = -problem.slope(point)[0]
+        return Rule((coefficients.transpose(1, 2) @ features).to(support.dtype), point[1][:, 0].to(support.dtype))
+
+
+NEWTON_STEPS = 100
+CG_STEPS = 250
+HALVINGS = 30
+TOLERANCE = 1e-7
+"""Largest norm of the gradient, relative to that at zero."""
+CG_TOLERANCE = 1e-6
+"""Largest norm of the residual, relative to the gradient."""
+
+Point = tuple[Tensor, Tensor]
+"""Weight [episodes, dim, way] and intercepts [episodes, 1, way]."""
+
+
+def _isometric(features: Tensor) -> Tensor:
+    """Features [episodes, n, n] with the inner products of those given [episodes, n, dim]."""
+    values, vectors = torch.linalg.eigh(features @ features.transpose(1, 2))
+    scaled: Tensor = vectors * values.clamp(min=0).sqrt()[:, None]
+    return scaled
+
+
+class _Problem:
+    """The convex objective of each episode."""
+
+    def __init__(self, features: Tensor, targets: Tensor, c: float) -> None:
+        self.features, self.targets, self.c = features, targets, c
+
+    def logits(self, point: Point) -> Tensor:
+        return self.features @ point[0] + point[1]
+
+    def value(self, point: Point) -> Tensor:
+        """[episodes, 1, 1]."""
+        logits = self.logits(point)
+        losses = logits.logsumexp(dim=2) - (logits * self.targets).sum(dim=2)
+        return self.c * losses.sum(dim=1)[:, None, None] + point[0].square().sum(dim=(1, 2), keepdim=True) / 2
+
+    def slope(self, point: Point) -> tuple[Tensor, Tensor]:
+        """Derivative of the losses by the logits, and the probabilities, [episodes, n, way]."""
+        probabilities = self.logits(point).softmax(dim=2)
+        return self.c * (probabilities - self.targets), probabilities
+
+    def gradient(self, point: Point) -> tuple[Point, Tensor]:
+        """Gradient, and the probabilities that `hessian` needs."""
+        slope, probabilities = self.slope(point)
+        return self._summed(slope, point), probabilities
+
+    def hessian(self, probabilities: Tensor, direction: Point) -> Point:
+        """Second derivative applied to a direction."""
+        change = probabilities * self.logits(direction)
+        return self._summed(self.c * (change - probabilities * change.sum(dim=2, keepdim=True)), direction)
+
+    def _summed(self, slope: Tensor, point: Point) -> Point:
+        total = slope.sum(dim=1, keepdim=True)
+        # the mean over the ways is zero but for rounding, which would let all intercepts drift off together
+        return self.features.transpose(1, 2) @ slope + point[0], total - total.mean(dim=2, keepdim=True)
+
+
+def _newton(problem: _Problem) -> Point:
+    """Newton's method with conjugate gradients and halved steps, all episodes side by side."""
+    # as many dimensions as support features
+    point: Point = (torch.zeros_like(problem.targets), torch.zeros_like(problem.targets[:, :1]))
+    first: Tensor | None = None
+    for _ in range(NEWTON_STEPS):
+        gradient, probabilities = problem.gradient(point)
+        size = _dot(gradient, gradient)
+        first = size if first is None else first
+        if bool((size <= TOLERANCE**2 * first).all()):
+            break
+        step = _solve(problem, probabilities, gradient, size)
+        point = _line_search(problem, point, step, _dot(gradient, step))
+    return point
+
+
+def _solve(problem: _Problem, probabilities: Tensor, gradient: Point, size: Tensor) -> Point:
+    """Conjugate gradients: `hessian @ step = -gradient`."""
+    step = _scaled(gradient, 0.0)
+    residual = _scaled(gradient, -1.0)
+    direction, left = residual, size
+    for _ in range(CG_STEPS):
+        active = left > CG_TOLERANCE**2 * size  # solved episodes stand still: their quotients are 0 / 0
+        if not bool(active.any()):
+            break
+        curved = problem.hessian(probabilities, direction)
+        length = torch.where(active, left / _dot(direction, curved), 0)
+        step = _moved(step, direction, length)
+        residual = _moved(residual, curved, -length)
+        previous, left = left, torch.where(active, _dot(residual, residual), left)
+        direction = _moved(residual, direction, torch.where(active, left / previous, 0))
+    return step
+
+
+def _line_search(problem: _Problem, point: Point, step: Point, slope: Tensor) -> Point:
+    """The step, halved in those episodes where it would not descend enough (Armijo)."""
+    length = torch.ones_like(slope)
+    start = problem.value(point)
+    # what rounding hides counts as descent
+    slack = 1e-12 * start.abs()
+    for _ in range(HALVINGS):
+        poor = problem.value(_moved(point, step, length)) > start + 1e-4 * length * slope + slack
+        if not bool(poor.any()):
+            break
+        length = torch.where(poor, length / 2, length)
+    return _moved(point, step, length)
+
+
+def _dot(a: Point, b: Point) -> Tensor:
+    """[episodes, 1, 1]."""
+    return ((a[0] * b[0]).sum(dim=(1, 2)) + (a[1] * b[1]).sum(dim=(1, 2)))[:, None, None]
+
+
+def _scaled(point: Point, factor: float) -> Point:
+    return point[0] * factor, point[1] * factor
+
+
+def _moved(point: Point, direction: Point, length: Tensor) -> Point:
+    return point[0] + length * direction[0], point[1] + length * direction[1]
+
+
+def _check_positive(field: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{field}={value} must be positive")

@@ -1,0 +1,153 @@
+"""What was measured, as tables, records, pictures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from smkd.errors import ConfigError
+from smkd.fewshot.accuracy import Result
+from smkd.fewshot.compare import Comparison
+from smkd.fewshot.feature_file import Source
+from smkd.viz import fewshot_figures
+from smkd.viz.report import Section, write_report
+
+FIGURE_DPI = 150
+
+
+class Measured(NamedTuple):
+    """Results of one source of features.
+
+    Attributes:
+        name: of the source.
+        about: where its features come from.
+        results: of every head, way and number of shots.
+    """
+
+    name: str
+    about: Source
+    results: Sequence[Result]
+
+
+def table(rows: Sequence[Measured]) -> list[list[str]]:
+    """A line per source, head and way, a column per number of shots, the header first."""
+    results = rows[0].results
+    shots = list(dict.fromkeys(result.shot for result in results))
+    header = ["source", "head", *(f"{shot}-shot" for shot in shots)]
+    lines = []
+    for row in rows:
+        for head, way in dict.fromkeys((result.head, result.way) for result in row.results):
+            of_line = [result for result in row.results if (result.head, result.way) == (head, way)]
+            name = f"{head} (transductive)" if of_line[0].transductive else head
+            cells = {result.shot: str(result) for result in of_line}
+            lines.append([row.name, f"{way}-way {name}", *(cells.get(shot, "") for shot in shots)])
+    return [header, *lines]
+
+
+def conditions(rows: Sequence[Measured]) -> str:
+    """The protocol in a sentence, once where all is measured alike."""
+    texts = list(dict.fromkeys(_conditions(row, result) for row in rows for result in row.results))
+    skipped = sum(row.results[0].skipped for row in rows)
+    ending = f"; {skipped} unreadable images left out" if skipped else ""
+    return "\n".join(texts) + f"\naccuracy in %, mean ± 95 % interval over episodes{ending}"
+
+
+def _conditions(row: Measured, result: Result) -> str:
+    about = row.about
+    query = "all other images" if result.query == "all" else f"{result.query} queries a class"
+    if result.query_dirichlet:
+        query = f"{result.way * int(result.query)} queries, Dirichlet {result.query_dirichlet:g}"
+    parts = [about.dataset, f"{about.split or result.split} classes", query, f"{result.episodes} episodes",
+             f"seed {result.seed}", about.transform]  # fmt: skip
+    return ", ".join(part for part in parts if part)
+
+
+def records(rows: Sequence[Measured]) -> list[dict[str, Any]]:
+    """One object per result, each with all that is known of it."""
+    return [
+        {"source": row.name, "dataset": row.about.dataset, "transform": row.about.transform,
+         "model": row.about.model, "checkpoint_sha256": row.about.checkpoint_sha256, **result.as_dict()}
+        for row in rows
+        for result in row.results
+    ]  # fmt: skip
+
+
+def two_names(sources: Sequence[str], heads: Sequence[str]) -> tuple[str, str]:
+    """Names for a comparison: the sources, the heads, or both where both differ."""
+    sources = [sources[0], sources[-1]]
+    if sources[0] == sources[1]:
+        return heads[0], heads[1]
+    if heads[0] == heads[1]:
+        return sources[0], sources[1]
+    return f"{sources[0]} with {heads[0]}", f"{sources[1]} with {heads[1]}"
+
+
+def comparison_table(names: tuple[str, str], comparisons: Sequence[Comparison]) -> list[list[str]]:
+    """A line per number of shots."""
+    header = ["", *names, "difference", "better in", "equal in"]
+    return [
+        header,
+        *(
+            [f"{c.way}-way {c.shot}-shot", f"{c.first:.2f}", f"{c.second:.2f}", f"{c.difference:+.2f} ± {c.ci95:.2f}",
+             f"{c.wins:.0f} %", f"{c.ties:.0f} %"]
+            for c in comparisons
+        ),
+    ]  # fmt: skip
+
+
+def figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
+    """Pictures by name, with a sentence each.
+
+    The confusion and the distribution are those of the last source's first head at the largest number of shots.
+    """
+    results = {_curve_name(row, head, rows): [r for r in row.results if r.head == head]
+               for row in rows for head in dict.fromkeys(r.head for r in row.results)}  # fmt: skip
+    chosen = max((r for r in rows[-1].results if r.head == rows[-1].results[0].head), key=lambda r: (r.shot, -r.way))
+    of = f"{rows[-1].name}, {chosen.head}, {chosen.way}-way {chosen.shot}-shot"
+    made = {
+        "accuracy": (fewshot_figures.accuracy_curves(results), "Accuracy against shots and ways, with 95 % intervals."),
+        "confusion": (
+            fewshot_figures.confusion(chosen),
+            f"How often queries of a class (row) are given to another (column), of the episodes with both; {of}.",
+        ),
+        "episodes": (
+            fewshot_figures.episode_distribution(chosen),
+            f"Accuracy of single episodes, and the sets of classes with the lowest mean; {of}.",
+        ),
+    }
+    return made
+
+
+def _curve_name(row: Measured, head: str, rows: Sequence[Measured]) -> str:
+    heads = {result.head for each in rows for result in each.results}
+    names = [row.name] * (len(rows) > 1) + [head] * (len(heads) > 1)
+    return ", ".join(names) or f"{row.name}, {head}"
+
+
+def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
+    """Write the pictures to a folder as png or svg; raises `ConfigError` if it cannot be used."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, (figure, _) in figures(rows).items():
+            figure.savefig(folder / f"{name}.{kind}", dpi=FIGURE_DPI)
+    except OSError as error:
+        raise ConfigError(f"--figures: cannot write to '{folder}': {error.strerror}") from error
+
+
+def sections(rows: Sequence[Measured]) -> list[Section]:
+    """The table and the pictures, for a page."""
+    return [
+        Section("Accuracy on unseen classes", conditions(rows), table(rows)),
+        Section("Pictures", figures=list(figures(rows).values())),
+    ]
+
+
+def save_report(path: Path, rows: Sequence[Measured]) -> None:
+    """Write a self-contained page; raises `ConfigError` if the file cannot be written."""
+    try:
+        write_report(path, "Few-shot accuracy", ", ".join(row.name for row in rows), sections(rows))
+    except OSError as error:
+        raise ConfigError(f"--report: cannot write '{path}': {error.strerror}") from error
