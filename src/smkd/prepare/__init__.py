@@ -1,0 +1,1 @@
+"""From published archives to `<root>/<train|val|test>/<class>/<image>` and `dataset.json`."""

@@ -1,0 +1,183 @@
+"""`smkd data prepare`: from a name and the user's files to a prepared folder."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from smkd.errors import DataError
+from smkd.prepare.archives import reading
+from smkd.prepare.build import Plan, Target, build
+from smkd.prepare.caltech import plan_caltech, repeats
+from smkd.prepare.cifar import plan_cifar
+from smkd.prepare.classes import ilsvrc_counts
+from smkd.prepare.download import fetch
+from smkd.prepare.ilsvrc import open_ilsvrc
+from smkd.prepare.manifest import Identity, manifest_hash
+from smkd.prepare.mini import known_pairs, plan_mini, read_lists
+from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
+from smkd.prepare.omniglot import plan_omniglot
+from smkd.prepare.registry import Benchmark, benchmark
+from smkd.prepare.tiered import plan_tiered
+
+Size = int | Literal["original"]
+OnProgress = Callable[[str, int, int | None], None]
+"""Called with what is going on, how much is done, and of how much if that is known."""
+
+SIZES = range(8, 4097)
+MINI_SIZE = 480
+"""Side in pixels to which the authors of SMKD resized miniImageNet."""
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "mini-imagenet": ("source", "lists", "size"),
+    "tiered-imagenet": ("source", "size", "link"),
+    "cifar-fs": ("archives",),
+    "fc100": ("archives",),
+    "caltech101": ("archives",),
+    "omniglot": ("archives",),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for.
+
+    Attributes:
+        name: data set.
+        out: folder to prepare.
+        archives: its archives; downloaded beside `out` where none are given.
+        source: ILSVRC-12's train folder or tar, or a copy of miniImageNet.
+        lists: folder of miniImageNet's three CSV files; downloaded beside `out` if not given.
+        size: side of the square images are resized to, 'original', or None for the data set's own choice.
+        link: link to the source's files instead of copying them.
+        processes: how many write; None means one for each core.
+    """
+
+    name: str
+    out: Path
+    archives: tuple[Path, ...] = ()
+    source: Path | None = None
+    lists: Path | None = None
+    size: Size | None = None
+    link: bool = False
+    processes: int | None = None
+
+
+def prepare(request: Request, on_progress: OnProgress, warn: Callable[[str], None]) -> str:
+    """Prepare a data set, or go on where a killed prepare stopped; the hash of its `dataset.json`.
+
+    Args:
+        request: what to prepare from what.
+        on_progress: told of downloads (bytes) and images.
+        warn: told lines that the user should read.
+
+    Raises:
+        DataError: anything about the files, the folder or the options that is not right.
+    """
+    facts = benchmark(request.name)
+    _check_options(request)
+    target = Target(request.out, Identity(facts.name, facts.version, facts.rule, _options(request)))
+    if target.complete():
+        shutil.rmtree(target.work, ignore_errors=True)  # left by a kill after the very last step
+        return manifest_hash(request.out)
+    archives = request.archives
+    if not archives and "archives" in TAKES[request.name]:
+        archives = _download(facts, request.out, on_progress)
+    marks = {f"archive {number}": _mark(path) for number, path in enumerate(archives, 1)}
+    plan = _plan(request, facts, archives, on_progress)
+    for line in plan.warnings:
+        warn(line)
+    build(target, plan, marks, request.processes or _cores(), partial(on_progress, "images"))
+    return manifest_hash(request.out)
+
+
+def _check_options(request: Request) -> None:
+    takes = TAKES[request.name]
+    for field, option in (
+        ("archives", "archive"),
+        ("source", "source"),
+        ("lists", "lists"),
+        ("size", "size"),
+        ("link", "link"),
+    ):
+        if getattr(request, field) not in (None, (), False) and field not in takes:
+            known = ", ".join("--" + name.removesuffix("s" if name == "archives" else "") for name in takes)
+            raise DataError(f"--{option} does not apply to {request.name}, which takes {known}")
+    if "source" in takes and request.source is None:
+        raise DataError(f"{request.name} needs {benchmark(request.name).needs}")
+    expected = len(benchmark(request.name).downloads)
+    if request.archives and len(request.archives) != expected:
+        raise DataError(f"{request.name} needs {expected} --archive, {len(request.archives)} given")
+    if isinstance(request.size, int) and request.size not in SIZES:
+        raise DataError(f"--size {request.size}: give {SIZES.start} to {SIZES.stop - 1} pixels, or 'original'")
+
+
+def _options(request: Request) -> dict[str, str | int]:
+    """What of the user's choice changes the files."""
+    if request.source is None:
+        return {}
+    size = _size(request) or "original"
+    if request.name == "tiered-imagenet":
+        return {"size": size}
+    kind = find_copy(request.source)
+    return {"size": size, "from": f"a copy ({kind})" if kind else "ILSVRC-12"}
+
+
+def _size(request: Request) -> int | None:
+    """Side of the square images are resized to; None keeps them as they are."""
+    if request.size is not None:
+        return None if request.size == "original" else request.size
+    is_full = request.name == "mini-imagenet" and request.source is not None and find_copy(request.source) is None
+    return MINI_SIZE if is_full else None
+
+
+def _plan(request: Request, facts: Benchmark, archives: tuple[Path, ...], on_progress: OnProgress) -> Plan:
+    entries = facts.classes
+    match facts.name:
+        case "cifar-fs" | "fc100":
+            return plan_cifar(archives[0], entries)
+        case "caltech101":
+            return plan_caltech(archives[0], entries, repeats())
+        case "omniglot":
+            return plan_omniglot(archives, entries)
+    source, size = request.source, _size(request)
+    assert source is not None
+    if facts.name == "tiered-imagenet":
+        return plan_tiered(open_ilsvrc(source), entries, size, request.link)
+    match find_copy(source):
+        case "pickles":
+            return plan_pickles(source, entries, size)
+        case "folders":
+            return plan_folders(source, entries, size)
+    ilsvrc = open_ilsvrc(source)
+    folder = request.lists
+    if folder is None:
+        folder = _beside(request.out) / "mini-imagenet-lists"
+        for download in facts.downloads:
+            fetch(download, folder, partial(on_progress, download.name))
+    return plan_mini(ilsvrc, entries, read_lists(folder, entries), ilsvrc_counts(), size, known_pairs())
+
+
+def _download(facts: Benchmark, out: Path, on_progress: OnProgress) -> tuple[Path, ...]:
+    return tuple(fetch(file, _beside(out), partial(on_progress, file.name)) for file in facts.downloads)
+
+
+def _beside(out: Path) -> Path:
+    """Where downloads stay: next to the prepared folder, so that CIFAR-FS and FC100 share one."""
+    return out.absolute().parent
+
+
+def _mark(archive: Path) -> str:
+    """Tells two archives apart without reading them whole: size, and digest of the first MiB."""
+    with reading(archive), archive.open("rb") as file:
+        head = hashlib.sha256(file.read(1 << 20)).hexdigest()
+        return f"{archive.stat().st_size} {head}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

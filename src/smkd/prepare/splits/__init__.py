@@ -1,0 +1,1 @@
+"""The class lists, as package data; `README.md` names their sources."""
