@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import data, fewshot, training, verify
+from smkd.cli import bench, data, fewshot, training, verify
 from smkd.errors import SmkdError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("features")(fewshot.features)
 app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
 app.command("demo")(training.demo)
+app.command("bench")(bench.bench)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
 data.data_app.command("verify")(verify.verify)
 data.data_app.command("stats")(verify.stats)

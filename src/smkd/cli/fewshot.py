@@ -295,13 +295,14 @@ def _joined(opened: list[Opened]) -> list[tuple[Opened, Features]]:
 
 
 def _placed(features: Features, accelerator: str) -> Features:
-    """On the device where the heads work: the CPU holds features of any size, so only a named device takes them."""
+    """On the device where the heads work: CUDA if it is asked for; the CPU holds features of any size."""
     from dataclasses import replace
 
     from smkd.engine.device import pick_device
 
     device = pick_device("cpu" if accelerator == "auto" else accelerator)
-    return replace(features, values=features.values.to(device))
+    # some heads compute in float64, which MPS lacks
+    return replace(features, values=features.values.to(device if device.type == "cuda" else "cpu"))
 
 
 def _base_mean(base: Path | None) -> Tensor | None:

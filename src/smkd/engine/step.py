@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from smkd import distributed
 from smkd.config.schema import RunConfig
@@ -37,7 +38,10 @@ class StepResult(NamedTuple):
 
 @dataclass
 class Learner:
-    """Everything that learns: networks, centres, optimiser and, for float16, the loss scaler."""
+    """Everything that learns: networks, centres, optimiser and, for float16, the loss scaler.
+
+    The parts of a step go by their names in PyTorch's profiler; `smkd bench` puts a stopwatch there.
+    """
 
     config: RunConfig
     pair: StudentTeacher
@@ -48,6 +52,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     autocast: torch.dtype | None
     device: torch.device
+    part: Callable[[str], contextlib.AbstractContextManager[object]] = record_function
 
     @staticmethod
     def create(config: RunConfig, num_classes: int, device: torch.device, autocast: torch.dtype | None) -> Learner:
@@ -82,7 +87,8 @@ class Learner:
             last = number == count - 1
             with contextlib.nullcontext() if last else self._gradients_stay_here():
                 loss = self._forward(views, rates, assigned)
-                self.scaler.scale(loss.total / count).backward()
+                with self.part("backward"):
+                    self.scaler.scale(loss.total / count).backward()
             for name, value in (("loss", loss.total), *loss.terms.items()):
                 losses[name] = losses.get(name, 0) + value.detach() / count
             for name in loss.empty:
@@ -93,24 +99,29 @@ class Learner:
 
     def _forward(self, views: Views, rates: Rates, assigned: list[Tensor]) -> Losses:
         with self._autocast():
-            targets = self.pair.teacher_outputs(views.global_views)
-            outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
+            with self.part("teacher"):
+                targets = self.pair.teacher_outputs(views.global_views)
+            with self.part("student"):
+                outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
         assigned.append(targets.cls[0].argmax(dim=-1))
-        losses: Losses = self.objective(
-            outputs, targets, views.masks, views.labels,
-            cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature,
-        )  # fmt: skip
+        with self.part("objective"):
+            losses: Losses = self.objective(
+                outputs, targets, views.masks, views.labels,
+                cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature,
+            )  # fmt: skip
         return losses
 
     def _update(self, rates: Rates) -> None:
         """Clip, freeze, step, and move the teacher: in the reference's order."""
-        self.scaler.unscale_(self.optimizer)
-        clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
-        if rates.last_layer_frozen:
-            drop_last_layer_gradients(self.pair.student)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.pair.update_teacher(rates.teacher_momentum)
+        with self.part("optimizer"):
+            self.scaler.unscale_(self.optimizer)
+            clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
+            if rates.last_layer_frozen:
+                drop_last_layer_gradients(self.pair.student)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        with self.part("ema"):
+            self.pair.update_teacher(rates.teacher_momentum)
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
         """Devices exchange gradients in the last pass only."""

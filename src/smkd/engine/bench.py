@@ -1,0 +1,207 @@
+"""How fast training steps are here, and where their time goes."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from smkd.config.schema import RunConfig
+from smkd.data.datasets import configured_spec, open_split
+from smkd.data.loader import MultiCropDataset, Views, batches, make_loader, make_views, worker_count
+from smkd.data.masks import draw_mask
+from smkd.data.randomness import generator
+from smkd.data.sampler import EpochSampler
+from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.schedules import rates_at
+from smkd.engine.step import Learner
+
+PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
+SYNTHETIC_CLASSES = 64
+IMAGES_PER_CLASS = 4
+CEILING_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured.
+
+    Attributes:
+        recipe, device, precision, torch, threads: of the run.
+        data: 'synthetic on the device', or the data set that was read.
+        batch_size: images a step.
+        parameters: of one network.
+        images_per_second, step_ms: of whole steps.
+        parts_ms: of each part of a step, waiting for the device before and after it.
+        gflop_per_image: counted products of forward and backward passes, teacher included.
+        tflops: of those, in a second.
+        ceiling_tflops: of large matrix products in the same precision.
+        peak_memory_gb: resident memory of the process, or the device's allocated memory on CUDA.
+    """
+
+    recipe: str
+    device: str
+    precision: str
+    torch: str
+    threads: int
+    data: str
+    batch_size: int
+    parameters: int
+    images_per_second: float
+    step_ms: float
+    parts_ms: dict[str, float]
+    gflop_per_image: float
+    tflops: float
+    ceiling_tflops: float
+    peak_memory_gb: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def bench(config: RunConfig, steps: int) -> Bench:
+    """Time training steps of a configuration.
+
+    Args:
+        config: with `data.root`, its images go through the loader; without, views of noise lie on the device.
+        steps: how many are timed, after two to warm up.
+
+    Raises:
+        SmkdError: a device that is not there, wrong data or settings.
+    """
+    device = pick_device(config.accelerator)
+    autocast = autocast_type(config.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    real = config.data.root is not None or config.data.dataset == "patterns"
+    classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
+    learner = Learner.create(config, classes, device, autocast)
+    source = _loaded(config, learner, device) if real else itertools.repeat(synthetic_views(config, device))
+    rates = rates_at(config, config.epochs // 2, 1)  # past warm-up, nothing frozen
+
+    def one_step() -> None:
+        learner.step((next(source) for _ in range(config.accumulate)), rates)
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        one_step()
+    one_step()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(steps):
+        one_step()
+    _wait(device)
+    seconds = (time.perf_counter() - start) / steps
+    peak = _peak_memory_gb(device)
+    flop = counter.get_total_flops() / config.batch_size
+    return Bench(
+        recipe=config.recipe,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        precision="fp32" if autocast is None else str(autocast).removeprefix("torch."),
+        torch=torch.__version__, threads=torch.get_num_threads(),
+        data=config.data.dataset if real else "synthetic on the device", batch_size=config.batch_size,
+        parameters=sum(p.numel() for p in learner.pair.student.parameters()),
+        images_per_second=config.batch_size / seconds, step_ms=1e3 * seconds,
+        parts_ms=_parts(learner, one_step, max(1, steps // 2), device), gflop_per_image=flop / 1e9,
+        tflops=flop * config.batch_size / seconds / 1e12, ceiling_tflops=matmul_tflops(device, autocast),
+        peak_memory_gb=peak,
+    )  # fmt: skip
+
+
+def synthetic_views(config: RunConfig, device: torch.device) -> Views:
+    """Views of noise on the device, with masks as in training and four images of each class."""
+    batch = config.batch_size // config.accumulate
+    grid = config.global_views.size // config.model.patch_size
+    noise = torch.Generator().manual_seed(config.seed)
+
+    def views(count: int, size: int) -> Tensor:
+        return torch.randn(count, batch, 3, size, size, generator=noise).to(device)
+
+    masks = [
+        [torch.from_numpy(draw_mask(config.mask, (grid, grid), 0, generator(0, 0, i, v))) for i in range(batch)]
+        for v in range(config.global_views.count)
+    ]
+    return Views(
+        views(config.global_views.count, config.global_views.size),
+        views(config.local_views.count, config.local_views.size),
+        torch.stack([torch.stack(of_view) for of_view in masks]),
+        torch.arange(batch) // IMAGES_PER_CLASS % SYNTHETIC_CLASSES,
+    )
+
+
+def matmul_tflops(device: torch.device, autocast: torch.dtype | None) -> float:
+    """Best of five large square matrix products in the precision of the networks."""
+    side = CEILING_SIDE[device.type]
+    a = torch.randn(side, side, device=device, dtype=autocast or torch.float32)
+    best = float("inf")
+    for _ in range(5):
+        _wait(device)
+        start = time.perf_counter()
+        a @ a
+        _wait(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * side**3 / best / 1e12
+
+
+def _loaded(config: RunConfig, learner: Learner, device: torch.device) -> Iterator[Views]:
+    """Views from the configured images, epoch after epoch."""
+    images, spec = open_split(config.data, "train"), configured_spec(config.data)
+    sampler = EpochSampler(
+        images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
+    )
+    loader = make_loader(
+        MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
+    )
+    for epoch in itertools.count():
+        sampler.set_epoch(epoch)
+        loaded = batches(loader)
+        while True:
+            with learner.part("data"):
+                batch = next(loaded, None)
+            if batch is None:
+                break
+            with learner.part("color"):
+                views = make_views(batch, spec, device)
+            yield views
+
+
+def _parts(learner: Learner, one_step: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
+    """Milliseconds of each part of a step."""
+    spent = dict.fromkeys(PARTS, 0.0)
+
+    @contextmanager
+    def stopwatch(name: str) -> Iterator[None]:
+        _wait(device)
+        start = time.perf_counter()
+        yield
+        _wait(device)
+        spent[name] += time.perf_counter() - start
+
+    learner.part = stopwatch
+    for _ in range(steps):
+        one_step()
+    return {name: 1e3 * seconds / steps for name, seconds in spent.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def _peak_memory_gb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)
