@@ -67,7 +67,7 @@ class SimpleShot(InductiveHead):
 
 @dataclass(frozen=True)
 class KNN(InductiveHead):
-    """Vote of the nearest support features by cosine, each vote weighted by its cosine.
+    """Vote of the nearest support features by cosine, each vote weighted by its cosine (as Lin et al., CVPR 2023).
 
     A way none of whose images is near has the score 0.
     """
