@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,14 @@ import torch
 from smkd.config.loading import changed, resolve
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.data.datasets import open_split
-from smkd.engine import checkpoint
 from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
-from smkd.engine.restore import load_backbone
+from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
 from smkd.fewshot.feature_file import Source, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
+from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
@@ -47,8 +48,18 @@ def distill(config: RunConfig) -> Path:
 
 
 def load(where: str | Path, network: Literal["teacher", "student"] = "teacher") -> VisionTransformer:
-    """Trained backbone of a run folder or checkpoint, in evaluation mode on the CPU."""
-    return load_backbone(Path(where), network)[0]
+    """Trained backbone in evaluation mode on the CPU.
+
+    Args:
+        where: run folder, checkpoint, or weights of another project (docs/weights.md).
+        network: which of a checkpoint's two.
+
+    Raises:
+        CheckpointError: missing, unreadable, or not a ViT of a kind that this package has.
+    """
+    # of the settings only the backbone's matter here, and they come from the weights
+    state, _ = open_checkpoint(where, resolve("folder-pretrain"))
+    return backbone_of(state, str(where), network)[0]
 
 
 def evaluate(
@@ -96,8 +107,8 @@ def open_features(
     """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
 
     Args:
-        what: which of them.
-        recipe: whose data and image size 'pixels' and 'random' take.
+        what: which of them; also weights of another project (docs/weights.md), with a recipe.
+        recipe: whose data and image size 'pixels', 'random' and foreign weights take.
         network: which of a checkpoint's two.
         changes: other settings than the run's own, such as `{"evaluation": {"split": "val"}}`.
 
@@ -117,8 +128,10 @@ def open_features(
         if name == "random":
             source = random_backbone(config)
     else:
-        file = checkpoint.find(Path(name))
-        source, config = load_backbone(file, network)
+        state, file = open_checkpoint(name, None if recipe is None else resolve(recipe))
+        source, config = backbone_of(state, name, network)
+        for line in state.get(MARK, []):
+            print(line, file=sys.stderr)
         config = changed(config, given)
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import bench, data, fewshot, training, verify
+from smkd.cli import bench, data, fewshot, interop, training, verify
 from smkd.errors import SmkdError
 
 app = typer.Typer(
@@ -19,6 +19,8 @@ app.command("distill")(training.distill)
 app.command("features")(fewshot.features)
 app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
+app.command("import")(interop.import_)
+app.command("import-args")(interop.import_args)
 app.command("demo")(training.demo)
 app.command("bench")(bench.bench)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)

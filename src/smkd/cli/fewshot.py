@@ -70,7 +70,7 @@ HEADS = (
     "transductive-finetune; options as in knn:neighbours=3"
 )
 Data = Annotated[Path | None, typer.Option(help="Data folder, if it is not the run's own.")]
-Recipe = Annotated[str | None, typer.Option(help="Settings for 'pixels' and 'random'.")]
+Recipe = Annotated[str | None, typer.Option(help="Settings for 'pixels', 'random' and weights of other projects.")]
 SplitName = Annotated[Split | None, typer.Option(help="Split whose classes are measured.")]
 Resize = Annotated[int | None, typer.Option(help="Shorter side in pixels before the crop.")]
 Crop = Annotated[int | None, typer.Option(help="Side of the centre crop in pixels.")]
@@ -94,7 +94,12 @@ Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as M
 
 
 def features(
-    model: Annotated[str, typer.Argument(help="Run folder or checkpoint; or, with --recipe, 'pixels' or 'random'.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Run folder or checkpoint; or, with --recipe, 'pixels', 'random' or weights of another project."
+        ),
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write.")],
     data: Data = None,
     recipe: Recipe = None,
@@ -133,8 +138,8 @@ def features(
 def evaluate(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="SOURCE...", help="Run folder, checkpoint or feature file; with --recipe also 'pixels' "
-                       "or 'random'."),
+        typer.Argument(metavar="SOURCE...", help="Run folder, checkpoint or feature file; with --recipe also 'pixels', "
+                       "'random' or weights of another project."),
     ],
     data: Data = None,
     recipe: Recipe = None,

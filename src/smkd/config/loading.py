@@ -15,7 +15,9 @@ from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
 # What may differ when a run is resumed: none of it changes the numbers that the run computes.
-MACHINE_KEYS = ("out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project")
+MACHINE_KEYS = frozenset((
+    "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
+))  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -130,7 +132,7 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and key.split(".")[0] not in MACHINE_KEYS
+        if before.get(key) != after.get(key) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
     ]
 
 

@@ -50,6 +50,12 @@ class DataConfig(Section):
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
+    cache: Literal["none", "memory", "mmap"] = "none"
+    """Decode the training images once: into this process's memory, or a file that all processes of a machine map."""
+    cache_size: Positive | None = None
+    """Shorter side in pixels at which images are cached, never enlarged; none keeps them as they are."""
+    cache_dir: Path | None = None
+    """Folder of the cache files; none is below the data folder, or the user's cache folder if that is read only."""
     sampler: SamplerConfig | None = None
     """Class-balanced batches; none draws every image once an epoch in random order."""
 
@@ -59,6 +65,8 @@ class DataConfig(Section):
             raise ValueError("mean and std go together; give both or neither")
         if self.std is not None and min(self.std) == 0:
             raise ValueError(f"std must be three numbers above 0, not {list(self.std)}")
+        if self.cache_size is not None and self.cache == "none":
+            raise ValueError(f"cache_size={self.cache_size} needs a cache: add data.cache=mmap or data.cache=memory")
         return self
 
 
@@ -77,6 +85,8 @@ class ModelConfig(Section):
     layer_scale: float | None = None
     """Initial value of LayerScale; none leaves it out."""
     register_tokens: Count = 0
+    rotary: bool = False
+    """As DINOv3: positions by turning queries and keys instead of a stored embedding, and norms with epsilon 1e-5."""
 
 
 class HeadConfig(Section):
@@ -284,7 +294,7 @@ class RunConfig(Section):
     out: Path | None = None
     """Run folder; none is runs/<recipe>."""
     init: Path | None = None
-    """Run folder or checkpoint to start from: student, teacher and centres."""
+    """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres."""
     init_optimizer: bool = False
     """Also take over the optimiser's state from `init` (the reference does)."""
     resume: bool = True

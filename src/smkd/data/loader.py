@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
@@ -113,8 +115,8 @@ class MultiCropDataset(Dataset[Sample]):
                 masks.append(draw_mask(config.mask, (grid, grid), epoch, rng))
         local = crops[num_global:]
         return Sample(
-            torch.stack(crops[:num_global]),
-            torch.stack(local) if local else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
+            _stacked(crops[:num_global]),
+            _stacked(local) if local else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
             np.stack(masks), np.stack(color), label, skipped,
         )  # fmt: skip
 
@@ -132,13 +134,18 @@ class MultiCropDataset(Dataset[Sample]):
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples, views first."""
     return Batch(
-        torch.stack([s.global_crops for s in samples], dim=1).contiguous(),
-        torch.stack([s.local_crops for s in samples], dim=1).contiguous(),
+        _stacked([s.global_crops for s in samples], dim=1),
+        _stacked([s.local_crops for s in samples], dim=1),
         torch.from_numpy(np.stack([s.masks for s in samples], axis=1)),
         torch.from_numpy(np.stack([s.color for s in samples], axis=1)),
         torch.tensor([s.label for s in samples]),
         sum(s.skipped for s in samples),
     )
+
+
+def _stacked(crops: list[Tensor], dim: int = 0) -> Tensor:
+    """Stack crops [..., 3, height, width] whose channels lie together in memory, which stay together: it is faster."""
+    return torch.stack([crop.movedim(-3, -1) for crop in crops], dim=dim).movedim(-1, -3)
 
 
 def worker_count(config: RunConfig, device: torch.device) -> int:
@@ -169,7 +176,16 @@ def make_loader(
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_return_large_arrays,
     )  # fmt: skip
+
+
+def _return_large_arrays(_: int) -> None:
+    """Have glibc give freed arrays of 1 MB and more back at once; kept ones grow to 100 MB a worker (small batches)."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
+    if mallopt is not None:
+        mmap_threshold = -3  # malloc.h
+        mallopt(mmap_threshold, 2**20)
 
 
 def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
@@ -184,6 +200,6 @@ def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
 
 
 def _colored(crops: Tensor, color: Tensor, spec: DatasetSpec, device: torch.device) -> Tensor:
-    images = crops.to(device, non_blocking=True).flatten(0, 1)
+    images = crops.to(device, non_blocking=True).flatten(0, 1).contiguous()
     colored = augment(images, ColorParameters.unpack(color.flatten(0, 1)))
     return normalize(colored, spec.mean, spec.std).view(*crops.shape[:2], *crops.shape[2:])

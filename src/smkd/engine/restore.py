@@ -12,11 +12,43 @@ from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
+from smkd.interop import fetching, load, reading
 from smkd.models.vit import VisionTransformer
 
 
-def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None:
+def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
+    """A checkpoint of ours, or the weights of another project as one; and the file that was read.
+
+    Args:
+        where: run folder, file, folder with weights, URL with its checksum, or `hf:owner/name`.
+        base: settings to go with foreign weights, which bring none.
+
+    Raises:
+        CheckpointError: missing, unreadable, no ViT, or foreign where `base` is None.
+    """
+    source = str(where)
+    ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
+    file = checkpoint.find(Path(source)) if ours else fetching.locate(source)
+    content = reading.read(file)
+    if is_ours(content):
+        return content, file
+    if base is None:
+        raise CheckpointError(
+            f"'{source}' is not a checkpoint of smkd; foreign weights need --recipe, or `smkd import`"
+        )
+    return load.imported(content, source, base, heads=fetching.heads_beside(file)), file
+
+
+def is_ours(content: dict[str, Any]) -> bool:
+    """Whether what a file holds is a checkpoint of this package."""
+    return isinstance(content.get("config"), dict) and str(content.get("format")) == str(checkpoint.FORMAT)
+
+
+def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list[str]:
     """Load student, teacher and centres, and on request the optimiser with its loss scaler.
+
+    Returns:
+        Lines about what was changed to fit, where the weights are another project's.
 
     Raises:
         CheckpointError: names or shapes do not fit this configuration.
@@ -24,6 +56,12 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None
     parts: list[tuple[str, nn.Module]] = [
         ("student", learner.pair.student), ("teacher", learner.pair.teacher), ("objective", learner.objective)
     ]  # fmt: skip
+    lines: list[str] = []
+    foreign = load.MARK in state
+    if foreign:
+        if optimizer:
+            raise CheckpointError("init_optimizer=true, but imported weights come without an optimiser's state")
+        state, lines = load.fit(state, learner.config, {name: module.state_dict() for name, module in parts})
     for name, module in parts:
         own, given = module.state_dict(), state[name]
         wrong = {
@@ -31,6 +69,8 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None
         }
         # the supervised classifier belongs to one run's training classes; for others it starts afresh
         fresh = {key for key in wrong if key.startswith("classifier.")}
+        if foreign:
+            fresh |= {key for key in wrong if key.startswith("head.")}
         wrong -= fresh
         if wrong:
             key = min(wrong)
@@ -47,10 +87,11 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> None
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint's optimiser state does not fit this run: {error}") from error
         learner.scaler.load_state_dict(state["scaler"])
+    return lines
 
 
 def load_backbone(
-    where: Path, network: Literal["teacher", "student"] = "teacher"
+    where: str | Path, network: Literal["teacher", "student"] = "teacher"
 ) -> tuple[VisionTransformer, RunConfig]:
     """Backbone in evaluation mode, and the configuration of the run that trained it.
 
@@ -61,7 +102,18 @@ def load_backbone(
     Raises:
         CheckpointError: missing, unreadable, or not one of ours.
     """
-    state = checkpoint.load(checkpoint.find(where))
+    state, _ = open_checkpoint(where)
+    return backbone_of(state, str(where), network)
+
+
+def backbone_of(
+    state: dict[str, Any], where: str, network: Literal["teacher", "student"]
+) -> tuple[VisionTransformer, RunConfig]:
+    """Backbone of a checkpoint that was read, in evaluation mode, and its configuration.
+
+    Raises:
+        CheckpointError: the weights are not those that its configuration describes.
+    """
     config = loading.check(state["config"])
     backbone = VisionTransformer.from_config(config.model, mask_token=network == "student")
     prefix = "backbone."

@@ -8,27 +8,30 @@ from __future__ import annotations
 import math
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from rich.progress import track
 
 from smkd import __version__, distributed
 from smkd.config import loading
 from smkd.config.schema import RunConfig
+from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import DatasetSpec, Images, configured_spec, describe, open_split
 from smkd.data.loader import Batch, MultiCropDataset, Views, batches, make_loader, make_views, worker_count
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.meter import Meter
-from smkd.engine.restore import restore
+from smkd.engine.restore import open_checkpoint, restore
 from smkd.engine.runlog import RunLog, console
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError
+from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
 
@@ -90,6 +93,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
 
     # Where the weights come from, in this order: this run's last checkpoint, `init`, random.
     resumed = _resumable(config, out)
+    notes: list[str] = []
     if resumed is not None:
         state = checkpoint.load(resumed)
         restore(learner, state, optimizer=True)
@@ -97,18 +101,23 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
     else:
         first_epoch, best = 0, -math.inf
         if config.init is not None:
-            restore(learner, checkpoint.load(checkpoint.find(config.init)), optimizer=config.init_optimizer)
-    if config.overwrite:
-        _remove_run(out)
-
+            state, _ = open_checkpoint(config.init, config)
+            notes = [*state.get(MARK, []), *restore(learner, state, optimizer=config.init_optimizer)]
     if first_epoch >= config.epochs:
         if distributed.is_main():
             console.print(f"{out}: already complete ({config.epochs} epochs)", markup=False)
         return out
+    images = cached(images, config.data, "train", _progress)
+    if config.overwrite:
+        _remove_run(out)
 
     log = RunLog(out, config, device, step=first_epoch * sampler.steps, active=distributed.is_main())
     try:
         log.say(describe(config.data))
+        for line in notes:
+            log.say(line)
+        if isinstance(images, CachedImages):
+            log.say(images.description)
         log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
         loader = make_loader(
             MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
@@ -170,6 +179,11 @@ def _remove_run(out: Path) -> None:
     if distributed.is_main() and (out / "config.yaml").exists():
         shutil.rmtree(out)
     distributed.barrier()
+
+
+def _progress(chunks: Iterable[Any], title: str, total: int) -> Iterable[Any]:
+    """A bar on the console while the cache is made; whichever process makes it."""
+    return track(chunks, title, total, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _views(

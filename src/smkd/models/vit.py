@@ -1,11 +1,13 @@
 """Vision Transformer that takes masks, any image size, and hands out its [CLS] attention on request.
 
 State-dict names are those of timm and DINO (`patch_embed.proj`, `blocks.0.attn.qkv`, ...).
-Dosovitskiy et al., ICLR 2021; register tokens: Darcet et al., ICLR 2024; LayerScale: Touvron et al., ICCV 2021.
+Dosovitskiy et al., ICLR 2021; register tokens: Darcet et al., ICLR 2024; LayerScale: Touvron et al., ICCV 2021;
+rotary positions: Siméoni et al., arXiv 2508.10104 (DINOv3).
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -23,6 +25,11 @@ SIZES = {  # embed_dim, depth, num_heads
     "large": (1024, 24, 16),
 }
 NORM_EPS = 1e-6
+ROTARY_NORM_EPS = 1e-5
+ROTARY_BASE = 100.0
+
+Rotation = tuple[Tensor, Tensor]
+"""Cosines and sines for the patch tokens, [patches, head dim] each."""
 
 
 class Tokens(NamedTuple):
@@ -62,19 +69,21 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def _split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        if rotation is not None:
+            q, k = rotated(q, rotation), rotated(k, rotation)
         return q, k, v
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[images, tokens, dim] -> the same."""
-        q, k, v = self._split(x)
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
+        """[images, tokens, dim] -> the same; with rotary positions the patch tokens come last."""
+        q, k, v = self._split(x, rotation)
         out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
         return out
 
-    def cls_row(self, x: Tensor) -> Tensor:
+    def cls_row(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention of the first token to all tokens, softmax in float32: [images, heads, tokens]."""
-        q, k, _ = self._split(x)
+        q, k, _ = self._split(x, rotation)
         scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
         row: Tensor = scores[:, :, 0].float().softmax(dim=-1)
         return row
@@ -124,25 +133,27 @@ class DropPath(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
-    def __init__(self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None) -> None:
+    def __init__(
+        self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None, eps: float = NORM_EPS
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
-        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, 4 * dim)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[images, tokens, dim] -> the same."""
-        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x))))
+        x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x
 
-    def cls_attention(self, x: Tensor) -> Tensor:
+    def cls_attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[CLS] row of this block's attention for its input x: [images, heads, tokens]."""
-        return self.attn.cls_row(self.norm1(x))
+        return self.attn.cls_row(self.norm1(x), rotation)
 
 
 class VisionTransformer(nn.Module):
@@ -155,6 +166,7 @@ class VisionTransformer(nn.Module):
         drop_path: stochastic depth of the last block, growing linearly from 0 at the first.
         layer_scale: initial LayerScale, or None for none.
         register_tokens: extra tokens between [CLS] and the patches.
+        rotary: positions by turning queries and keys, not by a stored embedding; norms with epsilon 1e-5 (DINOv3).
         mask_token: own the token that stands in for masked patches (the student does).
 
     Raises:
@@ -164,27 +176,32 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, *, image_size: int = 224, patch_size: int = 16, embed_dim: int = 384, depth: int = 12,
         num_heads: int = 6, drop_path: float = 0.0, layer_scale: float | None = None, register_tokens: int = 0,
-        mask_token: bool = False,
+        rotary: bool = False, mask_token: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if embed_dim % num_heads:
             raise ConfigError(f"model.embed_dim={embed_dim} is not divisible by model.num_heads={num_heads}")
         if image_size % patch_size:
             raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
+        if rotary and embed_dim // num_heads % 4:
+            raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
         self.patch_size = patch_size
         self.embed_dim = embed_dim
+        self.rotary_dim = embed_dim // num_heads if rotary else 0
         self.grid = image_size // patch_size
         self.register_tokens = register_tokens
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
+        if not rotary:
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.grid**2, embed_dim))
         if register_tokens:
             self.reg_token = nn.Parameter(torch.zeros(1, register_tokens, embed_dim))
         if mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         rates = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, rate, layer_scale) for rate in rates)
-        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        eps = ROTARY_NORM_EPS if rotary else NORM_EPS
+        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, rate, layer_scale, eps) for rate in rates)
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
         self._initialise()
 
     @staticmethod
@@ -194,7 +211,8 @@ class VisionTransformer(nn.Module):
         return VisionTransformer(
             image_size=config.image_size, patch_size=config.patch_size, embed_dim=config.embed_dim or dim,
             depth=config.depth or depth, num_heads=config.num_heads or heads, drop_path=drop_path,
-            layer_scale=config.layer_scale, register_tokens=config.register_tokens, mask_token=mask_token,
+            layer_scale=config.layer_scale, register_tokens=config.register_tokens,
+            rotary=config.rotary, mask_token=mask_token,
         )  # fmt: skip
 
     def forward(self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False) -> Tokens:
@@ -206,26 +224,28 @@ class VisionTransformer(nn.Module):
             attention: also compute the [CLS] row of the last block's attention.
         """
         x = self.embed(images, masks)
+        rotation = self.rotation(*images.shape[-2:])
         last = len(self.blocks) - 1
         row = None
         for number, block in enumerate(self.blocks):
             if attention and number == last:
                 assert isinstance(block, Block)
-                row = block.cls_attention(x)
-            x = block(x)
+                row = block.cls_attention(x, rotation)
+            x = block(x, rotation)
         return self._tokens(x, row)
 
     def last_blocks(self, images: Tensor, blocks: int) -> list[Tokens]:
         """Tokens, with attention, of the last blocks, earlier block first; the final norm is applied to each."""
         x = self.embed(images)
+        rotation = self.rotation(*images.shape[-2:])
         first = len(self.blocks) - blocks
         if first < 0:
             raise ConfigError(f"features.blocks={blocks}, but the backbone has {len(self.blocks)} blocks")
         outputs = []
         for number, block in enumerate(self.blocks):
             assert isinstance(block, Block)
-            row = block.cls_attention(x) if number >= first else None
-            x = block(x)
+            row = block.cls_attention(x, rotation) if number >= first else None
+            x = block(x, rotation)
             if number >= first:
                 outputs.append(self._tokens(x, row))
         return outputs
@@ -239,9 +259,11 @@ class VisionTransformer(nn.Module):
         x = x.flatten(2).transpose(1, 2)
         if masks is not None:
             x = torch.where(masks.flatten(1).unsqueeze(-1), self.mask_token.to(x.dtype), x)
-        positions = self.positions(*images.shape[-2:])
-        cls = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
-        parts = [cls, x + positions[:, 1:]]
+        cls: Tensor = self.cls_token
+        if not self.rotary_dim:
+            positions = self.positions(*images.shape[-2:])
+            cls, x = cls + positions[:, :1], x + positions[:, 1:]
+        parts = [cls.expand(x.shape[0], -1, -1), x]
         if self.register_tokens:
             parts.insert(1, self.reg_token.expand(x.shape[0], -1, -1))
         return torch.cat(parts, dim=1)
@@ -255,10 +277,27 @@ class VisionTransformer(nn.Module):
         rows, columns = height // self.patch_size, width // self.patch_size
         if rows * columns == self.grid**2 and height == width:
             return self.pos_embed
-        native = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        factor = ((rows + 0.1) / self.grid, (columns + 0.1) / self.grid)
-        grid = F.interpolate(native, scale_factor=factor, mode="bicubic")
-        return torch.cat([self.pos_embed[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+        return resized_positions(self.pos_embed, rows, columns)
+
+    def rotation(self, height: int, width: int) -> Rotation | None:
+        """Rotary positions for an image of that many pixels; None if positions are stored.
+
+        The centre of a patch is at -1 to 1 along each axis; its angles are 2 pi times that, times 100^-f for the
+        frequencies f in [0, 1). The first quarter of a head's channels turns with the third by the row, the second
+        with the fourth by the column.
+        """
+        if not self.rotary_dim:
+            return None
+        device = self.cls_token.device
+        steps = torch.arange(self.rotary_dim // 4, device=device, dtype=torch.float32) / (self.rotary_dim // 4)
+        frequencies = 2 * math.pi * ROTARY_BASE**-steps
+        rows, columns = (
+            ((torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count * 2 - 1)[:, None] * frequencies
+            for count in (height // self.patch_size, width // self.patch_size)
+        )
+        grid = torch.broadcast_tensors(rows[:, None], columns[None])
+        angles = torch.cat([*grid, *grid], dim=-1).flatten(0, 1)
+        return angles.cos(), angles.sin()
 
     def _tokens(self, x: Tensor, attention: Tensor | None) -> Tokens:
         x = self.norm(x)
@@ -269,8 +308,27 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-        for token in (self.cls_token, self.pos_embed, *([self.reg_token] if self.register_tokens else [])):
-            nn.init.trunc_normal_(token, std=0.02)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name != "mask_token":
+                nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def rotated(x: Tensor, rotation: Rotation) -> Tensor:
+    """Queries or keys [images, heads, tokens, head dim] with their last tokens, the patches, turned."""
+    cosines, sines = rotation
+    others, patches = x[:, :, : -len(cosines)], x[:, :, -len(cosines) :]
+    first, second = patches.chunk(2, dim=-1)
+    turned = patches * cosines + torch.cat([-second, first], dim=-1) * sines
+    return torch.cat([others, turned.to(x.dtype)], dim=2)
+
+
+def resized_positions(stored: Tensor, rows: int, columns: int) -> Tensor:
+    """Stored positions [1, 1 + side * side, dim] for another patch grid, [1, 1 + rows * columns, dim]; [CLS] stays."""
+    side = math.isqrt(stored.shape[1] - 1)
+    native = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    factor = ((rows + 0.1) / side, (columns + 0.1) / side)
+    grid = F.interpolate(native, scale_factor=factor, mode="bicubic")
+    return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def patch_attention(attention: Tensor, patches: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Weights and settings of other projects: reading, recognising and turning them into ours."""

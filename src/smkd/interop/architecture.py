@@ -1,0 +1,163 @@
+"""What a ViT is, read off the shapes of its weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass
+
+import torch
+
+from smkd.config.schema import HeadConfig, ModelConfig
+from smkd.errors import CheckpointError
+from smkd.interop.names import State
+from smkd.models.vit import SIZES, VisionTransformer
+
+HEAD_DIM = 64
+"""Channels of an attention head in every published ViT of the usual sizes."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What decides how weights are used; the image side, which only sets the stored positions, is not part of it."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    patch_size: int
+    register_tokens: int
+    layer_scale: bool
+    rotary: bool
+
+    @staticmethod
+    def of(config: ModelConfig) -> Architecture:
+        """That of a configured backbone."""
+        dim, depth, heads = SIZES[config.size]
+        return Architecture(
+            config.embed_dim or dim, config.depth or depth, config.num_heads or heads, config.patch_size,
+            config.register_tokens, config.layer_scale is not None, config.rotary,
+        )  # fmt: skip
+
+    def configured(self, base: ModelConfig, image_size: int) -> ModelConfig:
+        """The configuration of this ViT; stochastic depth stays that of `base`."""
+        named = {sizes: name for name, sizes in SIZES.items()}
+        size = named.get((self.embed_dim, self.depth, self.num_heads))
+        own = {} if size else {"embed_dim": self.embed_dim, "depth": self.depth, "num_heads": self.num_heads}
+        return ModelConfig.model_validate({
+            "size": size or base.size, **own, "patch_size": self.patch_size, "image_size": image_size,
+            "drop_path": base.drop_path, "layer_scale": 1.0 if self.layer_scale else None,
+            "register_tokens": self.register_tokens, "rotary": self.rotary,
+        })  # fmt: skip
+
+    def __str__(self) -> str:
+        extras = [f"{self.register_tokens} registers"] * bool(self.register_tokens) + ["LayerScale"] * self.layer_scale
+        extras += ["rotary positions"] * self.rotary
+        return ", ".join([
+            f"{self.embed_dim} channels, {self.depth} blocks, {self.num_heads} heads, patches of {self.patch_size}",
+            *extras,
+        ])  # fmt: skip
+
+    def settings(self, other: Architecture) -> str:
+        """The settings, as words, that turn another architecture into this one."""
+        mine, theirs = asdict(self), asdict(other)
+        words = {key: value for key, value in mine.items() if value != theirs[key]}
+        if "layer_scale" in words:
+            words["layer_scale"] = 1.0 if self.layer_scale else "null"
+        if "rotary" in words:
+            words["rotary"] = str(self.rotary).lower()
+        return " ".join(f"model.{key}={value}" for key, value in words.items())
+
+
+def recognise(weights: State, file: str, heads: int | None, rotary_side: int | None) -> tuple[Architecture, int]:
+    """Architecture and native image side of a backbone under our names.
+
+    Args:
+        rotary_side: image side to note down where positions are rotary, as those suit any; None if they are stored.
+        heads: number of attention heads, where it is known; else `embed_dim` / 64.
+
+    Raises:
+        CheckpointError: it is a ViT of a kind that this package does not have.
+    """
+    _refuse_other_kinds(weights, file)
+    filters = weights["patch_embed.proj.weight"]
+    if filters.ndim != 4 or filters.shape[1] != 3 or filters.shape[2] != filters.shape[3]:
+        raise CheckpointError(
+            f"'{file}': patch_embed.proj.weight is {list(filters.shape)}; only square patches of three colours fit"
+        )
+    dim, patch = filters.shape[0], filters.shape[2]
+    if heads is None and dim % HEAD_DIM:
+        raise CheckpointError(f"'{file}': {dim} channels are no multiple of {HEAD_DIM}; give the number of --heads")
+    numbers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in weights) if match}
+    depth = max(numbers, default=-1) + 1
+    if not 0 < depth <= len(weights):
+        raise CheckpointError(f"'{file}' lacks blocks: it has {len(numbers)}, numbered up to {depth - 1}")
+    registers = weights["reg_token"].shape[-2] if "reg_token" in weights else 0
+    architecture = Architecture(
+        embed_dim=dim, depth=depth, num_heads=heads or dim // HEAD_DIM, patch_size=patch,
+        register_tokens=registers, layer_scale="blocks.0.ls1.gamma" in weights,
+        rotary=rotary_side is not None,
+    )  # fmt: skip
+    if dim % architecture.num_heads:
+        raise CheckpointError(f"'{file}': {dim} channels are not divisible by {architecture.num_heads} heads")
+    return architecture, (grid_side(weights, file) if rotary_side is None else max(1, rotary_side // patch)) * patch
+
+
+def grid_side(weights: State, file: str) -> int:
+    """Patches along a side of the image that the stored positions are for."""
+    if "pos_embed" not in weights:
+        raise CheckpointError(f"'{file}' lacks pos_embed")
+    count = weights["pos_embed"].shape[-2]
+    for patches in (count - 1, count):
+        if patches and math.isqrt(patches) ** 2 == patches:
+            return math.isqrt(patches)
+    raise CheckpointError(f"'{file}': {count} positions are no square of patches, with or without a [CLS] token")
+
+
+def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a configured backbone, without the mask token."""
+    _, depth, _ = SIZES[model.size]
+    return {name: tuple(value.shape) for name, value in fresh_weights(model, model.depth or depth).items()}
+
+
+def fresh_weights(model: ModelConfig, depth: int) -> State:
+    """A backbone as training begins; the blocks are copies of one, which is all that is built."""
+    one = VisionTransformer.from_config(model.model_copy(update={"depth": 1})).state_dict()
+    start = "blocks.0."
+    return {
+        name.replace(start, f"blocks.{number}.") if name.startswith(start) else name: value
+        for name, value in one.items()
+        for number in (range(depth) if name.startswith(start) else [0])
+    }
+
+
+def head_config(head: State, base: HeadConfig) -> HeadConfig:
+    """Configuration of a projection head under our names."""
+    layers = sorted((int(name.split(".")[1]), value) for name, value in head.items() if name.endswith(".weight"))
+    second = head.get("last_layer2.weight_v")
+    changes = {
+        "num_prototypes": len(head["last_layer.weight_v"]), "bottleneck_dim": head["last_layer.weight_v"].shape[1],
+        "num_patch_prototypes": None if second is None else len(second), "layers": len(layers),
+    }  # fmt: skip
+    if len(layers) > 1:
+        changes["hidden_dim"] = len(layers[0][1])
+    return base.model_copy(update=changes)
+
+
+def with_positions_of_cls(positions: torch.Tensor) -> torch.Tensor:
+    """Stored positions with a zero for [CLS] in front, if it has none of its own."""
+    if math.isqrt(positions.shape[-2]) ** 2 != positions.shape[-2]:
+        return positions
+    return torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
+
+
+def _refuse_other_kinds(weights: State, file: str) -> None:
+    no_positions = "pos_embed" not in weights
+    kinds = {
+        "SwiGLU in its MLPs": any(re.search(r"\.mlp\.(w12|gate_proj|fc1_g)\.", name) for name in weights),
+        "relative positions": no_positions and any(name.endswith("_bias_table") for name in weights),
+        "a distillation token": "dist_token" in weights,
+        "no [CLS] token": "cls_token" not in weights,
+    }
+    for kind, found in kinds.items():
+        if found:
+            raise CheckpointError(f"'{file}' holds a ViT with {kind}; this package has none of that kind")

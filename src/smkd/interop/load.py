@@ -1,0 +1,226 @@
+"""Foreign weights as a checkpoint of ours, with a report of what became of each of them."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import torch
+
+from smkd import __version__
+from smkd.config import loading
+from smkd.config.schema import ModelConfig, RunConfig
+from smkd.errors import CheckpointError
+from smkd.interop import layouts
+from smkd.interop.architecture import (
+    Architecture,
+    expected_shapes,
+    fresh_weights,
+    head_config,
+    recognise,
+    with_positions_of_cls,
+)
+from smkd.interop.layouts import Foreign, Network
+from smkd.interop.names import State
+from smkd.models.vit import resized_positions
+
+NetworkName = Literal["teacher", "student"]
+MARK = "imported"
+"""Key of a checkpoint that was made here; its value is the report, one line each."""
+
+
+def imported(
+    content: Mapping[str, Any], file: str, base: RunConfig, *, network: NetworkName | None = None,
+    heads: int | None = None, allow_missing: Collection[str] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """A checkpoint of ours with the weights of another project's file.
+
+    Args:
+        content: what the file holds (`smkd.interop.reading.read`).
+        file: what messages call it.
+        base: settings of everything that weights do not decide, such as the data.
+        network: which of a file's two goes into both of ours; none keeps both as they are.
+        heads: number of attention heads; none takes `embed_dim` / 64.
+        allow_missing: names of backbone weights that may be missing and then stay as training begins.
+
+    Raises:
+        CheckpointError: no ViT, one of another kind, or weights that are missing, unknown or of another shape.
+    """
+    foreign = layouts.recognise(content, file)
+    chosen = _chosen(foreign, network, file)
+    report = [f"{file}: {foreign.layout}"]
+    models, backbones = {}, {}
+    for name, found in chosen.items():
+        models[name], backbones[name], lines = _backbone(found, file, base.model, heads, allow_missing)
+        report += [line for line in lines if line not in report]
+    if models["student"] != models["teacher"]:
+        raise CheckpointError(f"'{file}': student and teacher are ViTs of different sizes; choose one of them")
+    same_head = _shapes(chosen["student"].head) == _shapes(chosen["teacher"].head)
+    has_head = bool(chosen["teacher"].head) and same_head
+    head = head_config(chosen["teacher"].head, base.head) if has_head else base.head
+    model = models["teacher"]
+    config, fitted = _fitted(base, model)
+    if has_head:
+        report.append(f"head: {head.num_prototypes} prototypes" + (", with centres" if foreign.centres else ""))
+    elif chosen["teacher"].head:
+        report.append("head: left out, student and teacher have different ones")
+    report += _left_out(chosen["teacher"], foreign.unused) + fitted
+    config = config.model_copy(update={"head": head})
+    student = backbones["student"]
+    if "mask_token" not in student:
+        student["mask_token"] = torch.zeros(1, 1, student["cls_token"].shape[-1])
+        report.append("new: the student's mask token (zeros)")
+    backbones["teacher"].pop("mask_token", None)
+    states = {
+        name: _named("backbone", backbones[name]) | (_named("head", chosen[name].head) if has_head else {})
+        for name in ("student", "teacher")
+    }
+    return {
+        **states, "objective": foreign.centres if has_head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
+        "step": 0, "best": -math.inf, "config": config.model_dump(mode="json"), "classes": [],
+        "version": __version__, MARK: report,
+    }  # fmt: skip
+
+
+def fit(state: dict[str, Any], config: RunConfig, own: Mapping[str, State]) -> tuple[dict[str, Any], list[str]]:
+    """An imported checkpoint made to start a run: stored positions for its image side, and no head that does not fit.
+
+    Args:
+        state: what `imported` made.
+        config: of the run.
+        own: the run's weights of 'student', 'teacher' and 'objective'.
+
+    Returns:
+        The checkpoint, and lines that say what was changed.
+
+    Raises:
+        CheckpointError: the run's backbone is another one; names the settings that make it this one.
+    """
+    given = loading.check(state["config"]).model
+    mine, theirs = Architecture.of(config.model), Architecture.of(given)
+    if mine != theirs:
+        raise CheckpointError(
+            f"the imported weights are a ViT of {theirs}; this run's has {mine}; set {theirs.settings(mine)}"
+        )
+    lines = []
+    state = {**state, **{name: dict(state[name]) for name in own}}
+    key = "backbone.pos_embed"
+    for name in ("student", "teacher"):
+        if key in own[name] and state[name][key].shape != own[name][key].shape:
+            grid = math.isqrt(own[name][key].shape[1] - 1)
+            old = math.isqrt(state[name][key].shape[1] - 1)
+            state[name][key] = resized_positions(state[name][key], grid, grid)
+            lines.append(f"position embedding interpolated from {old} x {old} to {grid} x {grid} patches")
+    heads = {name: _shapes(_under("head.", state[name])) for name in ("student", "teacher")}
+    if any(shapes != _shapes(_under("head.", own[name])) for name, shapes in heads.items()):
+        if any(heads.values()):
+            lines.append("the imported head does not fit this run's and is left out; it starts afresh")
+        for name in heads:
+            state[name] = {key: value for key, value in state[name].items() if not key.startswith("head.")}
+        state["objective"] = {}
+    centres = {key: state["objective"].get(key, value) for key, value in own["objective"].items()}
+    state["objective"] = {
+        key: value if value.shape == own["objective"][key].shape else own["objective"][key]
+        for key, value in centres.items()
+    }
+    return state, list(dict.fromkeys(lines))
+
+
+def _chosen(foreign: Foreign, network: NetworkName | None, file: str) -> dict[str, Network]:
+    found = foreign.networks
+    if network is not None:
+        if network not in found and "model" not in found:
+            raise CheckpointError(f"'{file}' has no {network}, only a {next(iter(found))}")
+        found = {network: found.get(network) or found["model"]}
+    only = next(iter(found.values()))
+    return {name: found.get(name, only) for name in ("student", "teacher")}
+
+
+def _backbone(
+    network: Network, file: str, base: ModelConfig, heads: int | None, allow_missing: Collection[str]
+) -> tuple[ModelConfig, State, list[str]]:
+    weights = dict(network.backbone)
+    architecture, side = recognise(weights, file, heads, base.image_size if network.rotary else None)
+    model = architecture.configured(base, side)
+    source = "as given" if heads else "channels / 64"
+    positions = "" if architecture.rotary else f"; positions for images of {side} pixels"
+    lines = [f"ViT: {architecture}; number of heads {source}{positions}"]
+    if not architecture.rotary and len(with_positions_of_cls(weights["pos_embed"])[0]) != len(weights["pos_embed"][0]):
+        weights["pos_embed"] = with_positions_of_cls(weights["pos_embed"])
+        lines.append("positions: [CLS] has none of its own (zeros)")
+    if "mask_token" in weights and weights["mask_token"].shape != (1, 1, architecture.embed_dim):
+        del weights["mask_token"]
+        lines.append("left out: mask_token, of another size")
+    expected = expected_shapes(model)
+    qkv_biases = {name for name in expected if name.endswith(".attn.qkv.bias")}
+    if not qkv_biases & weights.keys():
+        weights |= {name: torch.zeros(expected[name]) for name in qkv_biases}
+        lines.append("query, key and value have no biases in the file (zeros)")
+    _check(weights, expected, file, allow_missing)
+    absent = sorted(expected.keys() - weights.keys())
+    if absent:
+        fresh = fresh_weights(model, architecture.depth)
+        weights |= {name: fresh[name].clone() for name in absent}
+        lines.append(f"missing and allowed, as training begins: {', '.join(absent)}")
+    matched = len(network.backbone)
+    lines.append(f"backbone: {matched} weights matched, {len(network.renamed)} of the file's names changed")
+    return model, weights, lines
+
+
+def _check(weights: State, expected: Mapping[str, tuple[int, ...]], file: str, allow_missing: Collection[str]) -> None:
+    unknown = sorted(set(allow_missing) - expected.keys())
+    if unknown:
+        raise CheckpointError(f"--allow-missing {unknown[0]}: the backbone has no such weight")
+    if unexpected := sorted(weights.keys() - expected.keys() - {"mask_token"}):
+        raise CheckpointError(
+            f"'{file}' is another kind of ViT: its backbone also has {len(unexpected)} weights that ours has no place "
+            f"for: {_some(unexpected)}"
+        )
+    if missing := sorted(expected.keys() - weights.keys() - set(allow_missing)):
+        raise CheckpointError(
+            f"'{file}' lacks {len(missing)} weights of the backbone: {_some(missing)}; --allow-missing NAME accepts one"
+        )
+    for name, shape in expected.items():
+        if name in weights and tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                f"'{file}' is another kind of ViT: {name} is {list(weights[name].shape)}, ours is {list(shape)}"
+            )
+
+
+def _fitted(base: RunConfig, model: ModelConfig) -> tuple[RunConfig, list[str]]:
+    """The settings with this backbone; sides of images and views become whole patches."""
+    patch = model.patch_size
+    values = base.model_dump(mode="json") | {"model": model.model_dump(mode="json")}
+    lines = []
+    for group, key in (("global_views", "size"), ("local_views", "size"), ("validation", "crop"),
+                       ("evaluation", "crop")):  # fmt: skip
+        old = values[group][key]
+        new = max(patch, old - old % patch)
+        if new != old:
+            values[group] = values[group] | {key: new}
+            lines.append(f"{group}.{key}: {old} -> {new}, whole patches of {patch}")
+    return loading.check(values), lines
+
+
+def _left_out(network: Network, unused: tuple[str, ...]) -> list[str]:
+    groups = Counter(name.removeprefix("module.").split(".")[0] for name in network.left_out)
+    names = [*(f"{group} ({count})" for group, count in groups.items()), *unused]
+    return [f"left out: {_some(names)}"] if names else []
+
+
+def _some(names: list[str], shown: int = 6) -> str:
+    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
+
+
+def _shapes(weights: State) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in weights.items()}
+
+
+def _under(prefix: str, weights: State) -> State:
+    return {name: value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _named(part: str, weights: State) -> State:
+    return {f"{part}.{name}": value for name, value in weights.items()}

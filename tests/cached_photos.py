@@ -1,0 +1,53 @@
+"""Photographs of different sizes, and caches of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from smkd.config.schema import DataConfig
+from smkd.data.cache import CachedImages, cached
+from smkd.data.datasets import open_split
+from smkd.data.images import Images, StoredImages
+
+
+def write_photos(root: Path, images: int = 14, side: int = 60) -> Path:
+    rng = np.random.default_rng(0)
+    for split, classes in (("train", 5), ("val", 1), ("test", 1)):
+        for c in range(classes):
+            folder = root / split / f"{split}-{c}"
+            folder.mkdir(parents=True)
+            for i in range(images):
+                height, width = rng.integers(side // 2, side, 2)
+                pixels = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
+                Image.fromarray(pixels).resize((int(width), int(height))).save(folder / f"{i:03}.jpg")
+    return root
+
+
+def settings(root: Path, kind: str = "mmap", **changes: Any) -> DataConfig:
+    return DataConfig.model_validate({"root": root, "cache": kind, **changes})
+
+
+def train_images(config: DataConfig) -> StoredImages:
+    images = open_split(config, "train")
+    assert isinstance(images, StoredImages)
+    return images
+
+
+def make(config: DataConfig) -> CachedImages:
+    images = cached(train_images(config), config, "train")
+    assert isinstance(images, CachedImages)
+    return images
+
+
+def assert_same(one: Images, other: Images) -> None:
+    assert len(one) == len(other)
+    assert one.class_names == other.class_names
+    assert np.array_equal(one.labels, other.labels)
+    for index in range(len(one)):
+        assert one.name(index) == other.name(index)
+        assert torch.equal(one.load(index), other.load(index))
