@@ -10,7 +10,7 @@ import pytest
 import smkd
 
 SOURCE = Path(smkd.__file__).parent
-PACKAGES = ("config", "data", "prepare", "models", "interop", "objectives", "engine", "fewshot", "viz")
+PACKAGES = ("config", "data", "prepare", "models", "interop", "objectives", "engine", "fewshot", "classify", "viz")
 # arrows to the left that are left out on purpose: a model sees tensors, not batches
 FORBIDDEN = {("models", "data")}
 # top-level modules that every package may use, and that use nothing but each other

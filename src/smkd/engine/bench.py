@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from smkd.config.schema import RunConfig
+from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
 from smkd.data.loader import MultiCropDataset, Views, batches, make_loader, make_views, worker_count
 from smkd.data.masks import draw_mask
@@ -155,7 +156,8 @@ def matmul_tflops(device: torch.device, autocast: torch.dtype | None) -> float:
 
 def _loaded(config: RunConfig, learner: Learner, device: torch.device) -> Iterator[Views]:
     """Views from the configured images, epoch after epoch."""
-    images, spec = open_split(config.data, "train"), configured_spec(config.data)
+    images = cached(open_split(config.data, "train"), config.data, "train")
+    spec = configured_spec(config.data)
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
     )
