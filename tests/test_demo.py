@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +21,8 @@ def test_demo_writes_numbers_and_a_page_that_needs_nothing_else(
 ) -> None:
     resolve = api.resolve
 
-    def quick(recipe: str, words: list[str]) -> RunConfig:
-        return resolve(recipe, [*words, *LESS])
+    def quick(recipe: str, words: Sequence[str] = ()) -> RunConfig:
+        return resolve(recipe, [*words, *LESS] if words else ())
 
     monkeypatch.setattr(api, "resolve", quick)
     results = demo.run_demo(tmp_path / "demo")
