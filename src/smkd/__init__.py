@@ -10,14 +10,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Result", "RunConfig", "__version__", "distill", "evaluate", "load", "pretrain", "resolve"]
+__all__ = [
+    "FewShotClassifier",
+    "Result",
+    "RunConfig",
+    "__version__",
+    "distill",
+    "evaluate",
+    "load",
+    "pretrain",
+    "resolve",
+]
 
 if TYPE_CHECKING:
     from smkd.api import Result, RunConfig, distill, evaluate, load, pretrain, resolve
+    from smkd.classify import FewShotClassifier
 
 
 def __getattr__(name: str) -> Any:
     # torch is imported when something of it is asked for, so that `smkd --help` answers at once
+    if name == "FewShotClassifier":
+        from smkd.classify import FewShotClassifier
+
+        return FewShotClassifier
     if name in __all__:
         from smkd import api
 

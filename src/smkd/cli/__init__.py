@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import bench, data, fewshot, interop, training, verify
+from smkd.cli import bench, classify, data, fewshot, interop, training, verify
 from smkd.errors import SmkdError
 
 app = typer.Typer(
@@ -19,6 +19,10 @@ app.command("distill")(training.distill)
 app.command("features")(fewshot.features)
 app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
+app.command("fit")(classify.fit)
+app.command("predict")(classify.predict)
+app.command("index")(classify.index)
+app.command("search")(classify.search)
 app.command("import")(interop.import_)
 app.command("import-args")(interop.import_args)
 app.command("demo")(training.demo)

@@ -1,0 +1,232 @@
+"""From images to features: a backbone with the transform and the pooling of its run, in one piece that can be saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from smkd.classify.pictures import Picture, Pictures
+from smkd.config.loading import resolve
+from smkd.config.schema import FeaturesConfig, ModelConfig, Positive, RunConfig, Section
+from smkd.data.datasets import DatasetSpec, configured_spec
+from smkd.engine.device import autocast_type, pick_device
+from smkd.engine.restore import backbone_of, open_checkpoint
+from smkd.errors import ConfigError
+from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
+from smkd.interop.load import MARK
+from smkd.models.vit import Block, LayerScale, VisionTransformer
+
+PIXELS = "pixels"
+FOREIGN_RECIPE = "folder-pretrain"
+"""Image size and normalisation (ImageNet's) of weights that bring none."""
+WORKERS_FROM = 256
+"""Fewer images are read before worker processes would have started."""
+Channels = tuple[float, float, float]
+Batches = Iterable[tuple[Tensor, NDArray[np.int64]]]
+Track = Callable[[Batches, int], Batches]
+"""Shows progress over batches, given how many there are."""
+
+
+class EncoderConfig(Section):
+    """How an image becomes a feature.
+
+    Attributes:
+        model: the backbone; None for the plain colours of a small square.
+        resize, crop: shorter side in pixels, then the side of the centre square.
+        mean, std: of each channel on the 0-1 scale.
+        features: which tokens of how many blocks.
+        precision: arithmetic of the backbone.
+    """
+
+    model: ModelConfig | None = None
+    resize: Positive = PIXEL_SIDE
+    crop: Positive = PIXEL_SIDE
+    mean: Channels = (0.5, 0.5, 0.5)
+    std: Channels = (1.0, 1.0, 1.0)
+    features: FeaturesConfig = FeaturesConfig()
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+
+    @staticmethod
+    def of_run(config: RunConfig, model: ModelConfig) -> EncoderConfig:
+        """What `smkd eval` does to the images of a run."""
+        spec, protocol = configured_spec(config.data), config.evaluation
+        return EncoderConfig(
+            model=model, resize=protocol.resize, crop=protocol.crop, mean=spec.mean, std=spec.std,
+            features=config.features, precision=config.precision,
+        )  # fmt: skip
+
+
+class Encoded(NamedTuple):
+    """Features of the images that can be read.
+
+    Attributes:
+        values: float32 [n, dim].
+        rows: int64 [n], the place of each among the images that were given.
+        unreadable: a line about each of the others.
+    """
+
+    values: NDArray[np.float32]
+    rows: NDArray[np.int64]
+    unreadable: list[str]
+
+
+class Encoder:
+    """Features of images.
+
+    Args:
+        config: transform and pooling.
+        backbone: the network that `config.model` describes; None where that is None.
+        accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
+        report: lines about how the weights were taken over.
+
+    Raises:
+        ConfigError: the accelerator is not there.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, backbone: VisionTransformer | None, *, accelerator: str = "auto",
+        report: Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        self.config, self.report = config, list(report)
+        self.device = pick_device(accelerator)
+        self.backbone = None if backbone is None else backbone.to(self.device).eval()
+
+    @property
+    def dim(self) -> int:
+        """Numbers of a feature."""
+        if self.backbone is None:
+            return 3 * PIXEL_SIDE**2
+        return self.backbone.embed_dim * self.config.features.blocks * len(self.config.features.parts)
+
+    def __call__(self, items: Sequence[Picture]) -> NDArray[np.float32]:
+        """Features of every image, float32 [images, dim]; raises `DataError` naming the first unreadable one."""
+        encoded = self.readable(items)
+        if encoded.unreadable:
+            # says what is wrong with it
+            Pictures(items).load(next(i for i in range(len(items)) if i not in set(encoded.rows.tolist())))
+        return encoded.values
+
+    def readable(self, items: Sequence[Picture], track: Track | None = None) -> Encoded:
+        """Features of the images that can be read, in order.
+
+        Args:
+            items: paths, Pillow images or uint8 arrays [height, width, 3].
+            track: shows progress.
+        """
+        images = Pictures(items)
+        stream = self._stream(images)
+        shown = stream if track is None else track(stream, len(stream.loader))
+        parts = list(shown)
+        values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
+        rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
+        missing = sorted(set(range(len(items))) - set(rows.tolist()))
+        return Encoded(values.numpy(), rows, [_reason(images, index) for index in missing])
+
+    def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings as plain values, and weights by name, for `restored`."""
+        weights = {} if self.backbone is None else self.backbone.state_dict()
+        kept = {f"backbone.{name}": value for name, value in weights.items() if name != "mask_token"}
+        return self.config.model_dump(mode="json"), kept
+
+    @staticmethod
+    def restored(settings: Any, tensors: dict[str, Tensor], accelerator: str = "auto") -> Encoder:
+        """From what `saved` gave; raises `ValueError` or `RuntimeError` where these do not fit together."""
+        config = EncoderConfig.model_validate(settings)
+        if config.model is None:
+            return Encoder(config, None, accelerator=accelerator)
+        backbone = VisionTransformer.from_config(config.model)
+        prefix = "backbone."
+        backbone.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        return Encoder(config, backbone, accelerator=accelerator)
+
+    def _stream(self, images: Pictures) -> Stream:
+        if self.backbone is None:
+            return pixel_stream(images, on_error="skip")
+        config = self.config
+        # on the CPU the network needs the cores
+        cores = 0 if self.device.type == "cpu" or len(images) < WORKERS_FROM else (os.cpu_count() or 1) - 1
+        return backbone_stream(
+            self.backbone, images, DatasetSpec(config.mean, config.std), config.features, resize=config.resize,
+            crop=config.crop, device=self.device, autocast=autocast_type(config.precision, self.device),
+            num_workers=min(16, cores), on_error="skip",
+        )  # fmt: skip
+
+
+def open_encoder(
+    backbone: str | Path | VisionTransformer | Encoder, recipe: str | RunConfig | None = None,
+    accelerator: str = "auto",
+) -> Encoder:  # fmt: skip
+    """Encoder of a backbone.
+
+    Args:
+        backbone: run folder, checkpoint, weights of another project (docs/weights.md), 'pixels' for plain colours, a
+            network, or an encoder, which is taken as it is.
+        recipe: whose image size, normalisation and pooling a network takes, or weights that bring none (default
+            'folder-pretrain'); not looked at where a checkpoint brings its own.
+        accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
+
+    Raises:
+        CheckpointError: missing, unreadable, or no ViT of a kind that this package has.
+        ConfigError: a network without a recipe, or an unknown recipe.
+    """
+    if isinstance(backbone, Encoder):
+        return backbone
+    if isinstance(backbone, VisionTransformer):
+        if recipe is None:
+            raise ConfigError(
+                "a network by itself says nothing of image size and normalisation: add recipe=, or give its run "
+                "folder or file instead"
+            )
+        config = resolve(recipe) if isinstance(recipe, str) else recipe
+        return Encoder(EncoderConfig.of_run(config, described(backbone)), backbone, accelerator=accelerator)
+    if str(backbone) == PIXELS:
+        return Encoder(EncoderConfig(), None, accelerator=accelerator)
+    base = recipe if isinstance(recipe, RunConfig) else resolve(recipe or FOREIGN_RECIPE)
+    state, _ = open_checkpoint(backbone, base)
+    network, config = backbone_of(state, str(backbone), "teacher")
+    settings = EncoderConfig.of_run(config, config.model)
+    return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))
+
+
+def described(backbone: VisionTransformer) -> ModelConfig:
+    """The configuration of a network.
+
+    Raises:
+        ConfigError: it has parts that a configuration cannot say.
+    """
+    first = backbone.blocks[0]
+    assert isinstance(first, Block)
+    config = ModelConfig(
+        patch_size=backbone.patch_size, image_size=backbone.grid * backbone.patch_size, embed_dim=backbone.embed_dim,
+        depth=len(backbone.blocks), num_heads=first.attn.num_heads, drop_path=0.0,
+        layer_scale=1.0 if isinstance(first.ls1, LayerScale) else None, register_tokens=backbone.register_tokens,
+        rotary=backbone.rotary_dim > 0,
+    )  # fmt: skip
+    same = VisionTransformer.from_config(config)
+    weights = {name: value for name, value in backbone.state_dict().items() if name != "mask_token"}
+    image = torch.linspace(-1, 1, 3 * config.image_size**2).view(1, 3, config.image_size, config.image_size)
+    try:
+        same.load_state_dict(weights)
+        with torch.inference_mode():
+            fits = torch.equal(same.eval()(image).cls, backbone.eval()(image.to(backbone.cls_token)).cls.cpu())
+    except RuntimeError:
+        fits = False
+    if not fits:
+        raise ConfigError("this network is not one that settings describe: give its run folder or file instead")
+    return config
+
+
+def _reason(images: Pictures, index: int) -> str:
+    """Why an image could not be read: reading it again says so."""
+    try:
+        images.load(index)
+    except ValueError as error:
+        return str(error)
+    return f"cannot read image {images.name(index)}"

@@ -1,0 +1,301 @@
+"""`FewShotClassifier`: a scikit-learn estimator over images or features."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from torch import Tensor
+
+from smkd.classify import storage
+from smkd.classify.calibration import Known, familiarity, fit_known, interval, temperature
+from smkd.classify.choice import AUTO, check_head, choose_head
+from smkd.classify.encoder import Encoder, open_encoder
+from smkd.classify.learning import Learned, left_out
+from smkd.classify.pictures import InputError, is_pictures
+from smkd.config.schema import RunConfig, Section
+from smkd.errors import CheckpointError, ConfigError
+from smkd.fewshot.heads import make_head
+from smkd.models.vit import VisionTransformer
+
+KIND = "classifier"
+
+
+class LeftOutAccuracy(NamedTuple):
+    """Support images that are given their own class by a classifier that has not seen them.
+
+    Attributes:
+        right: how many are.
+        images: how many were left out; none if no class has two images.
+    """
+
+    right: int
+    images: int
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        return self.right / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the share."""
+        return interval(self.right, self.images)
+
+
+class _Settings(Section):
+    """What a file of a classifier says besides its tensors."""
+
+    encoder: dict[str, Any] | None
+    head: str
+    chosen: str
+    seed: int
+    temperature: float
+    known: tuple[float, float] | None
+    left_out: tuple[int, int]
+    classes: list[bool | int | float | str]
+    label_type: str
+
+
+class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """A few labelled images become a classifier.
+
+    >>> import numpy as np
+    >>> from smkd.classify import FewShotClassifier
+    >>> features = np.array([[1.0, 0.1], [0.9, 0.0], [0.1, 1.0], [0.0, 0.8]])
+    >>> classifier = FewShotClassifier().fit(features, ["ant", "ant", "bee", "bee"])
+    >>> classifier.predict([[0.8, 0.2]]).tolist()
+    ['ant']
+
+    X is a list of images (paths, Pillow images, uint8 arrays [height, width, 3]; or one array [n, height, width, 3]),
+    or features, floats [n, dim]. Images need a backbone. Classes may have different numbers of images.
+
+    Args:
+        backbone: run folder, checkpoint, weights of another project, 'pixels', network or `Encoder`, as
+            `smkd.classify.open_encoder` takes them; None for features only.
+        head: few-shot classifier with options as in 'logistic:c=3' (docs/heads.md), or 'auto' for a choice by
+            cross-validation where every class has five images. Transductive heads see all images of one call together.
+        recipe: whose image size and normalisation a network takes, or weights that bring none.
+        seed: of heads that draw.
+        accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
+
+    Attributes:
+        classes_: sorted labels.
+        head_: the head in use, as `head` takes it.
+        support_: float32 [images, dim], what was learned from.
+        support_labels_: int64 [images], places in `classes_`.
+        temperature_: probabilities are softmax(scores / temperature).
+        known_: what tells known classes from unknown ones; None if no class has two images.
+        left_out_: accuracy on support images that were left out.
+        encoder_: from images to features; None without a backbone.
+    """
+
+    def __init__(
+        self, backbone: str | Path | VisionTransformer | Encoder | None = None, head: str = "prototype", *,
+        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto",
+    ) -> None:  # fmt: skip
+        self.backbone = backbone
+        self.head = head
+        self.recipe = recipe
+        self.seed = seed
+        self.accelerator = accelerator
+
+    def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
+        """Learn from images or features X and their labels y, [n]; forgets what was learned before.
+
+        Raises:
+            InputError: (a `DataError` and `ValueError`) one class only, an unreadable image, features that are not
+                finite, or as many labels as X does not have.
+            ConfigError: unknown head or option.
+            CheckpointError: the backbone cannot be read.
+        """
+        check_head(self.head)
+        self.encoder_: Encoder | None = (
+            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator)
+        )
+        features, labels = self._checked(X, y, reset=True)
+        self._learn(features, labels)
+        return self
+
+    def partial_fit(self, X: Any, y: Any, classes: Sequence[Any] | None = None) -> Self:  # noqa: N803
+        """Add images of old or new classes: the same as one `fit` on everything, in this order.
+
+        Args:
+            X: images or features.
+            y: their labels, [n].
+            classes: scikit-learn's list of all labels to come; if given, others are refused.
+
+        Raises:
+            InputError: as `fit`; also a label that is not in `classes`, or of another type than those before.
+        """
+        if not hasattr(self, "support_"):
+            _check_among(y, classes)
+            return self.fit(X, y)
+        features, labels = self._checked(X, y, reset=False)
+        _check_among(labels, classes)
+        if (labels.dtype.kind in "US") != (self.classes_.dtype.kind in "US") and "O" not in (
+            labels.dtype.kind + self.classes_.dtype.kind
+        ):
+            raise InputError(f"labels are {labels.dtype}, but those before are {self.classes_.dtype}")
+        before = self.classes_[self.support_labels_]
+        self._learn(np.concatenate([self.support_, features]), np.concatenate([before, labels]))
+        return self
+
+    def predict(self, X: Any, reject: float | None = None) -> NDArray[Any]:  # noqa: N803
+        """The label of each image.
+
+        Args:
+            X: images or features.
+            reject: between 0 and 1; images whose `known_proba` is below get None, 'none of these', in an array of
+                objects. 0.5 is where images of known and of unknown classes are as likely.
+
+        Raises:
+            InputError: an unreadable image, features of another dimension; `reject` where no class has two images.
+            ConfigError: `reject` is not between 0 and 1.
+        """
+        features = self.features(X)
+        labels: NDArray[Any] = self.classes_[self._scores(features).argmax(dim=1).numpy()]
+        if reject is None:
+            return labels
+        if not 0 <= reject <= 1:
+            raise ConfigError(f"reject={reject}: should be between 0 and 1")
+        answers = labels.astype(object)
+        answers[self.known_proba(features) < reject] = None
+        return answers
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Probability of each class in the order of `classes_`, given that it is one of them: [n, classes]."""
+        scores = self._scores(self.features(X))
+        return (scores / self.temperature_).softmax(dim=1).numpy()
+
+    def known_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
+        """Chance that an image is of one of the classes at all, [n] (docs/classifier.md).
+
+        Raises:
+            InputError: no class has two images, so nothing tells what is familiar.
+        """
+        features = torch.from_numpy(self.features(X))
+        if self.known_ is None:
+            raise InputError("reject needs a class with two or more images, to learn what is familiar")
+        support, labels = torch.from_numpy(self.support_), torch.from_numpy(self.support_labels_)
+        chance: NDArray[np.float64] = self.known_.chance(familiarity(features, support, labels))
+        return chance
+
+    def features(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+        """Features float32 [n, dim] of images; X itself, checked, if it is features already."""
+        check_is_fitted(self, "support_")
+        return self._features(X, None, reset=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, the backbone included, into one file (`smkd.classify.storage`).
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        check_is_fitted(self, "support_")
+        encoder, tensors = (None, {}) if self.encoder_ is None else self.encoder_.saved()
+        tensors["support"] = torch.from_numpy(self.support_)
+        tensors["labels"] = torch.from_numpy(self.support_labels_)
+        settings = _Settings(
+            encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
+            known=self.known_, left_out=self.left_out_, classes=self.classes_.tolist(),
+            label_type=self.classes_.dtype.str,
+        )  # fmt: skip
+        storage.write(Path(path), KIND, settings.model_dump(mode="json"), tensors)
+
+    @classmethod
+    def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
+        """Read what `save` wrote; predictions are the same.
+
+        Raises:
+            CheckpointError: missing, cut short, or not a classifier.
+        """
+        values, tensors = storage.read(Path(path), KIND)
+        try:
+            settings = _Settings.model_validate(values)
+            encoder = None
+            if settings.encoder is not None:
+                encoder = Encoder.restored(settings.encoder, tensors, accelerator)
+            support, labels = tensors["support"].float(), tensors["labels"].long()
+            classes = np.array(settings.classes, dtype=np.dtype(settings.label_type))
+            if support.ndim != 2 or not torch.equal(labels.unique(), torch.arange(len(classes))):
+                raise ValueError("the labels are not those of the classes")
+            if len(support) != len(labels) or (encoder is not None and encoder.dim != support.shape[1]):
+                raise ValueError("the features are not those of the backbone")
+        except (KeyError, TypeError, ValidationError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
+        loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
+        loaded.encoder_ = encoder
+        loaded._keep(support, labels, classes, settings.chosen)
+        loaded.temperature_ = settings.temperature
+        loaded.known_ = None if settings.known is None else Known(*settings.known)
+        loaded.left_out_ = LeftOutAccuracy(*settings.left_out)
+        return loaded
+
+    def _learn(self, features: NDArray[np.float32], y: NDArray[Any]) -> None:
+        classes, places = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise InputError(f"only one class, '{classes[0]}'; a classifier needs at least two")
+        support, labels = torch.from_numpy(features), torch.from_numpy(places.astype(np.int64))
+        chosen = choose_head(support, labels, self.seed) if self.head == AUTO else self.head
+        self._keep(support, labels, classes, chosen)
+        left = left_out(self._learned.head, support, labels, self.seed)
+        self.temperature_ = temperature(left, self._learned)
+        self.known_ = fit_known(support, labels)
+        self.left_out_ = LeftOutAccuracy(left.right, len(left.truth))
+
+    def _keep(self, support: Tensor, labels: Tensor, classes: NDArray[Any], chosen: str) -> None:
+        # no training features are at hand: what 'simpleshot:transform=cl2n' subtracts is the support's mean
+        self._learned = Learned(make_head(chosen, support.mean(dim=0)), support, labels, self.seed)
+        self.head_, self.classes_ = chosen, classes
+        self.support_: NDArray[np.float32] = support.numpy()
+        self.support_labels_: NDArray[np.int64] = labels.numpy()
+        self.n_features_in_ = support.shape[1]
+
+    def _scores(self, features: NDArray[np.float32]) -> Tensor:
+        with torch.inference_mode():
+            return self._learned.scores(torch.from_numpy(features))
+
+    def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:  # noqa: N803
+        features = self._features(X, y, reset=reset)
+        try:
+            labels: NDArray[Any] = column_or_1d(y, warn=True)
+            check_consistent_length(features, labels)
+            check_classification_targets(labels)
+        except ValueError as error:
+            raise InputError(_line(error)) from error
+        return features, labels
+
+    def _features(self, X: Any, y: Any | Literal["no_validation"], *, reset: bool) -> NDArray[np.float32]:  # noqa: N803
+        if is_pictures(X):
+            if self.encoder_ is None:
+                raise InputError("X is images, but there is no backbone: add backbone=, or give features [n, dim]")
+            return self.encoder_(list(X))
+        try:
+            checked = {"X": X} if y is None and not reset else {"X": X, "y": y}
+            values = validate_data(self, **checked, dtype=np.float32, reset=reset)
+        except ValueError as error:
+            raise InputError(_line(error)) from error
+        found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0])
+        if self.encoder_ is not None and found.shape[1] != self.encoder_.dim:
+            raise InputError(f"X has {found.shape[1]} features, but those of the backbone are {self.encoder_.dim}")
+        return found
+
+
+def _check_among(y: Any, classes: Sequence[Any] | None) -> None:
+    if classes is not None:
+        others = sorted(set(np.unique(np.asarray(y)).tolist()) - set(np.asarray(classes).tolist()), key=str)
+        if others:
+            raise InputError(f"label '{others[0]}' is not among classes=")
+
+
+def _line(error: ValueError) -> str:
+    return " ".join(str(error).split())

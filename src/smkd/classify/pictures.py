@@ -1,0 +1,99 @@
+"""Images as a user has them at hand: paths, Pillow images and arrays, in one list."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from smkd.data.images import decode, image_files
+from smkd.errors import DataError
+
+Picture = str | Path | Image.Image | NDArray[np.uint8]
+"""Path of an image file, Pillow image, or uint8 [height, width, 3]."""
+
+
+class InputError(DataError, ValueError):
+    """What was given does not fit; a ValueError too, as scikit-learn's callers expect."""
+
+
+def is_pictures(given: Any) -> bool:
+    """Whether something given as X is images and not features.
+
+    Raises:
+        InputError: one image, or one path, where a list belongs.
+    """
+    if isinstance(given, str | Path | Image.Image):
+        name = f"'{given}'" if isinstance(given, str | Path) else "a Pillow image"
+        raise InputError(f"X is {name}; give a list of images, also for one")
+    if isinstance(given, np.ndarray):
+        paths = given.ndim == 1 and len(given) > 0 and _is_picture(given[0])
+        return paths or (given.dtype == np.uint8 and given.ndim == 4)
+    return isinstance(given, list | tuple) and len(given) > 0 and _is_picture(given[0])
+
+
+def _is_picture(item: Any) -> bool:
+    array = isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim == 3
+    return array or isinstance(item, str | Path | Image.Image)
+
+
+class Pictures:
+    """Images in a row, as `smkd.data.images.Images`; the label of each is its place.
+
+    Args:
+        items: see `Picture`; any mixture.
+    """
+
+    def __init__(self, items: Sequence[Picture]) -> None:
+        self.items = items
+        self.labels = np.arange(len(items), dtype=np.int64)
+        self.class_names: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def load(self, index: int) -> Tensor:
+        """RGB image as uint8 [3, height, width]; raises `DataError` naming it if it is unreadable."""
+        item = self.items[index]
+        if isinstance(item, np.ndarray):
+            if item.dtype != np.uint8 or item.ndim != 3 or item.shape[2] != 3:
+                found = f"{item.dtype} {list(item.shape)}"
+                raise InputError(f"{self.name(index)} is an array {found}; expected uint8 [height, width, 3]")
+            return torch.from_numpy(np.array(item)).permute(2, 0, 1)
+        try:
+            picture = item.convert("RGB") if isinstance(item, Image.Image) else decode(Path(item).read_bytes())
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise InputError(f"cannot read image {self.name(index)}: {reason}") from error
+        except TypeError as error:
+            kind = type(item).__name__
+            raise InputError(f"{self.name(index)} is a {kind}; expected a path, a Pillow image or an array") from error
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+    def name(self, index: int) -> str:
+        """Path of the image, or its place in the list."""
+        item = self.items[index]
+        return f"'{item}'" if isinstance(item, str | Path) else f"number {index} (from 0)"
+
+
+def listed_images(places: Iterable[Path]) -> list[Path]:
+    """Image files: those that are named, and those anywhere below the folders that are named, sorted.
+
+    Raises:
+        DataError: a place does not exist, or a folder holds no image.
+    """
+    found: list[Path] = []
+    for place in places:
+        if not place.exists():
+            raise DataError(f"'{place}' does not exist; expected an image or a folder of images")
+        inside = [place / name for name in image_files(place)] if place.is_dir() else [place]
+        if not inside:
+            raise DataError(f"folder '{place}' holds no images")
+        found += inside
+    return found

@@ -1,0 +1,92 @@
+"""Nearest images: the features of a folder, kept with their backbone, and the largest cosines with another image's."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from smkd.classify import storage
+from smkd.classify.encoder import Encoder
+from smkd.errors import CheckpointError, ConfigError
+
+KIND = "index"
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Images that can be searched by an image.
+
+    Attributes:
+        encoder: makes the features, of the indexed images and of those that are looked for.
+        features: float32 [images, dim].
+        names: what each image is called, such as its path.
+    """
+
+    encoder: Encoder
+    features: NDArray[np.float32]
+    names: list[str]
+
+    def search(self, query: NDArray[np.float32], top: int = 5) -> list[list[tuple[str, float]]]:
+        """The nearest images of each feature.
+
+        Args:
+            query: float32 [queries, dim], as `encoder` makes them.
+            top: how many; all if there are fewer.
+
+        Returns:
+            Names with their cosines, nearest first, of each query.
+
+        Raises:
+            ConfigError: `top` is below 1.
+        """
+        if top < 1:
+            raise ConfigError(f"top={top}: should be 1 or more")
+        images, asked = (F.normalize(torch.from_numpy(part), dim=1) for part in (self.features, query))
+        cosines, nearest = (asked @ images.T).topk(min(top, len(self.names)), dim=1)
+        return [
+            [(self.names[row], cosine) for row, cosine in zip(rows, values, strict=True)]
+            for rows, values in zip(nearest.tolist(), cosines.tolist(), strict=True)
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, the backbone included, into one file (`smkd.classify.storage`).
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        settings, tensors = self.encoder.saved()
+        tensors["features"] = torch.from_numpy(self.features)
+        tensors["names"] = torch.from_numpy(_packed(self.names))
+        storage.write(Path(path), KIND, {"encoder": settings}, tensors)
+
+    @staticmethod
+    def load(path: str | Path, accelerator: str = "auto") -> ImageIndex:
+        """Read what `save` wrote.
+
+        Raises:
+            CheckpointError: missing, cut short, or not an index.
+        """
+        settings, tensors = storage.read(Path(path), KIND)
+        try:
+            encoder = Encoder.restored(settings["encoder"], tensors, accelerator)
+            features = tensors["features"].numpy()
+            names = [os.fsdecode(name) for name in tensors["names"].numpy().tobytes().split(b"\0")]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
+        if features.shape != (len(names), encoder.dim):
+            raise CheckpointError(
+                f"'{path}': features are {list(features.shape)}, expected {[len(names), encoder.dim]}; make it again"
+            )
+        return ImageIndex(encoder, features, names)
+
+
+def _packed(names: Sequence[str]) -> NDArray[np.uint8]:
+    # a path may hold any bytes but this one
+    return np.frombuffer(b"\0".join(os.fsencode(name) for name in names), np.uint8).copy()

@@ -1,0 +1,248 @@
+"""Verbs that make something of your own images: fit and predict, index and search."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from smkd.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from smkd.classify.encoder import Batches, Encoded, Encoder
+    from smkd.classify.estimator import FewShotClassifier
+    from smkd.data.images import FolderImages
+
+NONE = "none of these"
+Backbone = Annotated[
+    str,
+    typer.Option(
+        metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, hf:owner/name, or 'pixels'."
+    ),
+]
+Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
+
+
+def fit(
+    support: Annotated[Path, typer.Argument(metavar="SUPPORT_DIR", help="Folder with a folder of images per class.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd.")],
+    backbone: Backbone,
+    head: Annotated[
+        str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
+    ] = "auto",
+    recipe: Recipe = None,
+) -> None:
+    """Make a classifier from a few images per class."""
+    from smkd.classify.choice import check_head
+    from smkd.classify.encoder import open_encoder
+    from smkd.classify.estimator import FewShotClassifier
+
+    images = _support(support)
+    if len(images.class_names) < 2:
+        raise DataError(f"'{support}' holds one class, '{images.class_names[0]}'; a classifier needs at least two")
+    check_head(head)
+    encoder = open_encoder(backbone, recipe)
+    _say(encoder.report)
+    paths = [images.name(index) for index in range(len(images))]
+    classifier = FewShotClassifier(encoder, head)
+    classifier.fit(_all(encoder, paths), [images.class_names[label] for label in images.labels])
+    classifier.save(out)
+    _say(_summary(classifier, head))
+    typer.echo(f"written: {out}")
+
+
+def predict(
+    classifier: Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="File of `smkd fit`.")],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write the answers here, a row an image.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the answers here.")] = None,
+    top: Annotated[int, typer.Option(min=1, help="How many classes to name, most probable first.")] = 1,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help=f"Answer '{NONE}' where the chance of any of the classes is lower; 0.5 is even."
+        ),
+    ] = None,
+) -> None:
+    """Classify images; exit code 1 if some could not be read."""
+    from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.pictures import listed_images
+
+    loaded = FewShotClassifier.load(classifier)
+    if loaded.encoder_ is None:
+        raise ConfigError(f"'{classifier}' was made from features and has no backbone to look at images with")
+    paths = listed_images(images)
+    encoded = _some(loaded.encoder_, paths)
+    answers = _answers(loaded, [paths[row] for row in encoded.rows], encoded.values, top, reject)
+    if csv_file is not None:
+        _write(csv_file, _table(answers), "--csv")
+    if json_file is not None:
+        unread = [str(path) for row, path in enumerate(paths) if row not in set(encoded.rows.tolist())]
+        _write(json_file, json.dumps({"images": answers, "unreadable": unread}, indent=2) + "\n", "--json")
+    for answer in answers:
+        typer.echo(_line(answer))
+    _count_unreadable(encoded)
+
+
+def index(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd.")],
+    backbone: Backbone,
+    recipe: Recipe = None,
+) -> None:
+    """Keep the features of a folder's images, to search them by an image; exit code 1 if some could not be read."""
+    from smkd.classify.encoder import open_encoder
+    from smkd.classify.pictures import listed_images
+    from smkd.classify.search import ImageIndex
+
+    paths = listed_images([folder])
+    encoder = open_encoder(backbone, recipe)
+    _say(encoder.report)
+    encoded = _some(encoder, paths)
+    ImageIndex(encoder, encoded.values, [str(paths[row]) for row in encoded.rows]).save(out)
+    typer.echo(f"{out}: {len(encoded.rows)} images, features of {encoder.dim} numbers")
+    _count_unreadable(encoded)
+
+
+def search(
+    index_file: Annotated[Path, typer.Argument(metavar="INDEX", help="File of `smkd index`.")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to look for.")],
+    top: Annotated[int, typer.Option(min=1, help="How many images to name.")] = 5,
+) -> None:
+    """Nearest images of an index, with their cosines."""
+    from smkd.classify.search import ImageIndex
+
+    opened = ImageIndex.load(index_file)
+    for name, cosine in opened.search(opened.encoder([image]), top)[0]:
+        typer.echo(f"{cosine:7.4f}  {name}")
+
+
+def _support(folder: Path) -> FolderImages:
+    """Images of class folders, all of whose classes have some."""
+    from smkd.data.images import SPLITS, FolderImages, class_folders
+
+    if not folder.is_dir():
+        there = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")
+    names = class_folders(folder)
+    trees = [split for split in SPLITS if split in names and class_folders(folder / split)]
+    if trees and set(names) <= set(SPLITS):
+        # taking all of it would learn from the images that are meant for testing
+        raise DataError(f"'{folder}' is a tree of {', '.join(trees)}; give one of them, such as {folder / trees[0]}")
+    return FolderImages(folder)
+
+
+def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
+    """Features of all images, or the error of the first that cannot be read: every support image counts."""
+    encoded = encoder.readable(paths, _progress)
+    if encoded.unreadable:
+        raise DataError(encoded.unreadable[0])
+    return encoded.values
+
+
+def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
+    """Features of the images that can be read; the others are named at once."""
+    encoded = encoder.readable(paths, _progress)
+    if not len(encoded.rows):
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        raise DataError(f"{encoded.unreadable[0]}{more}")
+    for line in encoded.unreadable:
+        typer.echo(f"smkd: {line}", err=True)
+    return encoded
+
+
+def _count_unreadable(encoded: Encoded) -> None:
+    if encoded.unreadable:
+        typer.echo(f"smkd: {len(encoded.unreadable)} unreadable images left out", err=True)
+        raise typer.Exit(1)
+
+
+def _summary(classifier: FewShotClassifier, head: str) -> list[str]:
+    """What was learned, a line each."""
+    from smkd.classify.choice import SHOTS
+
+    names = classifier.classes_.tolist()
+    counts = [int((classifier.support_labels_ == label).sum()) for label in range(len(names))]
+    low, high = min(counts), max(counts)
+    chosen = classifier.head_
+    if head == "auto":
+        why = "chosen by cross-validation" if low >= SHOTS else f"auto needs {SHOTS} images of every class to choose"
+        chosen += f" ({why})"
+    left = classifier.left_out_
+    if left.images:
+        from_, to = (100 * share for share in left.interval)
+        accuracy = f"{100 * left.share:.1f} % of {left.images} images (95 % interval {from_:.1f} to {to:.1f})"
+    else:
+        accuracy = "unknown: no class has two images; probabilities are a guess, and --reject is not possible"
+    return [
+        f"classes: {len(names)} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
+        f"images: {sum(counts)}, {low if low == high else f'{low} to {high}'} per class",
+        f"head: {chosen}",
+        f"leave-one-out accuracy: {accuracy}",
+    ]
+
+
+def _answers(
+    classifier: FewShotClassifier, paths: list[Path], features: NDArray[np.float32], top: int, reject: float | None
+) -> list[dict[str, Any]]:
+    """Plain values of each image: its answer, the chance that it is known at all, and its most probable classes."""
+    chances = classifier.predict_proba(features)
+    # without --reject an unknown chance is no mistake
+    known = None if reject is None and classifier.known_ is None else classifier.known_proba(features)
+    names = [str(name) for name in classifier.classes_]
+    found = []
+    for row, path in enumerate(paths):
+        best = [int(label) for label in (-chances[row]).argsort(kind="stable")[:top]]
+        refused = reject is not None and known is not None and known[row] < reject
+        found.append({
+            "image": str(path), "answer": NONE if refused else names[best[0]],
+            "known": None if known is None else round(float(known[row]), 4),
+            "classes": [{"class": names[label], "probability": round(float(chances[row, label]), 4)} for label in best],
+        })  # fmt: skip
+    return found
+
+
+def _line(answer: dict[str, Any]) -> str:
+    classes = ", ".join(f"{each['class']} {each['probability']:.2f}" for each in answer["classes"])
+    if answer["answer"] == NONE:
+        return f"{answer['image']}: {NONE} (known {answer['known']:.2f}; else {classes})"
+    return f"{answer['image']}: {classes}"
+
+
+def _table(answers: list[dict[str, Any]]) -> str:
+    count = len(answers[0]["classes"])
+    ranks = [column for rank in range(1, count + 1) for column in (f"class_{rank}", f"probability_{rank}")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", "answer", "known", *ranks])
+    for each in answers:
+        pairs = [value for pair in each["classes"] for value in pair.values()]
+        writer.writerow([each["image"], each["answer"], each["known"], *pairs])
+    return text.getvalue()
+
+
+def _progress(batches: Batches, total: int) -> Batches:
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    return track(batches, "features", total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def _say(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line)
+
+
+def _write(path: Path, text: str, option: str) -> None:
+    try:
+        path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"{option}: cannot write '{path}': {error.strerror}") from error

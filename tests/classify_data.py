@@ -1,0 +1,50 @@
+"""What the tests of the classifier share: separable features, embedded patterns as photographs, and a tiny network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from smkd.config.loading import resolve
+from smkd.data.datasets import PatternImages
+from smkd.engine import checkpoint
+from smkd.models.vit import VisionTransformer
+
+
+def blobs(
+    counts: tuple[int, ...], *, dim: int = 16, noise: float = 0.35, seed: int = 0
+) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+    """Features around one random direction per class, and the classes' names; centres do not depend on `seed`."""
+    centres = np.random.default_rng(7).normal(size=(len(counts), dim))
+    labels = np.repeat(np.arange(len(counts)), counts)
+    values = centres[labels] + noise * np.random.default_rng(seed).normal(size=(len(labels), dim))
+    return values, np.array([f"kind {label}" for label in labels])
+
+
+def photographs(folder: Path, counts: tuple[int, ...], *, split: str = "test", skip: int = 0) -> Path:
+    """Class folders of PNG files, so many images of each of the first classes, after the first `skip`."""
+    images = PatternImages(split, skip + max(counts))
+    for label, count in enumerate(counts):
+        place = folder / images.class_names[label]
+        place.mkdir(parents=True)
+        for number, index in enumerate(np.flatnonzero(images.labels == label)[skip : skip + count]):
+            Image.fromarray(images.load(int(index)).permute(1, 2, 0).numpy()).save(place / f"{number:02}.png")
+    return folder
+
+
+def tiny_network() -> VisionTransformer:
+    """Random weights of the debug recipes."""
+    torch.manual_seed(0)
+    return VisionTransformer.from_config(resolve("debug-pretrain").model).eval()
+
+
+def tiny_checkpoint(path: Path) -> Path:
+    """The same as a checkpoint of a run."""
+    weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
+    config = resolve("debug-pretrain", ["accelerator=cpu"]).model_dump(mode="json")
+    checkpoint.save({"teacher": weights, "config": config}, path)
+    return path

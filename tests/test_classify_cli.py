@@ -1,0 +1,138 @@
+"""`smkd fit`, `predict`, `index` and `search` as a user meets them."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from classify_data import blobs, photographs, tiny_checkpoint
+from conftest import MakeFolder
+from smkd.classify import FewShotClassifier
+from smkd.cli import classify as verbs
+from smkd.errors import SmkdError
+
+app = typer.Typer()
+for verb in (verbs.fit, verbs.predict, verbs.index, verbs.search):
+    app.command(verb.__name__)(verb)
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def done(*words: str | Path) -> list[str]:
+    result = run(*words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return result.stdout.splitlines()
+
+
+def refused(*words: str | Path) -> str:
+    result = run(*words)
+    assert isinstance(result.exception, SmkdError), (result.output, result.exception)
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verbs")
+    photographs(folder / "support", (5, 6, 7))
+    photographs(folder / "rest", (4, 4, 4, 4), skip=7)
+    tiny_checkpoint(folder / "net.pt")
+    done("fit", folder / "support", "-o", folder / "clf.smkd", "--backbone", folder / "net.pt")
+    return folder
+
+
+def test_fit_says_what_it_learned(place: Path, tmp_path: Path) -> None:
+    lines = done("fit", place / "support", "-o", tmp_path / "a.smkd", "--backbone", "pixels")
+    assert lines[0].startswith("classes: 3 (")
+    assert lines[1] == "images: 18, 5 to 7 per class"
+    assert "(chosen by cross-validation)" in lines[2]
+    assert lines[3].startswith("leave-one-out accuracy: ")
+    assert "of 18 images (95 % interval" in lines[3]
+    assert lines[4] == f"written: {tmp_path / 'a.smkd'}"
+    few = photographs(tmp_path / "few", (1, 1, 1))
+    lines = done("fit", few, "-o", tmp_path / "b.smkd", "--backbone", "pixels")
+    assert lines[2] == "head: prototype (auto needs 5 images of every class to choose)"
+    assert "no class has two images" in lines[3]
+    assert "two or more images" in refused("predict", tmp_path / "b.smkd", few, "--reject", "0.5")
+    assert len(done("predict", tmp_path / "b.smkd", few)) == 3
+
+
+def test_predict_writes_what_python_says(place: Path, tmp_path: Path) -> None:
+    words = ("--top", "2", "--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json")
+    lines = done("predict", place / "clf.smkd", place / "rest", *map(str, words))
+    paths = sorted((place / "rest").rglob("*.png"))
+    classifier = FewShotClassifier.load(place / "clf.smkd")
+    chances, answers = classifier.predict_proba(paths), classifier.predict(paths)
+    rows = list(csv.DictReader((tmp_path / "p.csv").open()))
+    images = json.loads((tmp_path / "p.json").read_text())["images"]
+    assert len(lines) == len(rows) == len(images) == 16
+    for path, chance, answer, line, row, image in zip(paths, chances, answers, lines, rows, images, strict=True):
+        assert line.startswith(f"{path}: {answer} {chance.max():.2f}, ")
+        assert (row["image"], row["answer"], row["class_1"]) == (str(path), answer, answer)
+        assert image["classes"][0] == {"class": answer, "probability": round(float(chance.max()), 4)}
+        assert float(row["known"]) == image["known"]
+        assert len(image["classes"]) == 2
+
+
+def test_rejected_images_are_none_of_these(place: Path) -> None:
+    lines = done("predict", place / "clf.smkd", place / "rest", "--reject", "1")
+    assert all(": none of these (known 0." in line for line in lines)
+    assert not any("none of these" in line for line in done("predict", place / "clf.smkd", place / "rest"))
+
+
+def test_an_unreadable_image_is_named_and_left_out(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "rest", tmp_path / "rest")
+    bad = sorted((tmp_path / "rest").rglob("*.png"))[3]
+    bad.write_bytes(bad.read_bytes()[:80])
+    result = run("predict", place / "clf.smkd", tmp_path / "rest", "--json", tmp_path / "p.json")
+    assert result.exit_code == 1
+    assert len(result.stdout.splitlines()) == 15
+    assert f"cannot read image '{bad}'" in result.stderr
+    assert "1 unreadable images left out" in result.stderr
+    assert json.loads((tmp_path / "p.json").read_text())["unreadable"] == [str(bad)]
+    assert str(bad) in refused("predict", place / "clf.smkd", bad)
+    # a support image counts: nothing is written without it
+    assert str(bad) in refused("fit", tmp_path / "rest", "-o", tmp_path / "x.smkd", "--backbone", "pixels")
+    assert not (tmp_path / "x.smkd").exists()
+
+
+def test_index_and_search(place: Path, tmp_path: Path) -> None:
+    lines = done("index", place / "support", "-o", tmp_path / "i.smkd", "--backbone", place / "net.pt")
+    assert lines == [f"{tmp_path / 'i.smkd'}: 18 images, features of 64 numbers"]
+    image = sorted((place / "support").rglob("*.png"))[4]
+    lines = done("search", tmp_path / "i.smkd", image, "--top", "3")
+    assert len(lines) == 3
+    assert lines[0] == f" 1.0000  {image}"
+    assert "`smkd fit`" in refused("predict", tmp_path / "i.smkd", image)
+    assert "`smkd index`" in refused("search", place / "clf.smkd", image)
+
+
+def test_wrong_folders(place: Path, tmp_path: Path, make_folder: MakeFolder) -> None:
+    tree = make_folder(classes=2, images=2)
+    out = ("-o", tmp_path / "x.smkd", "--backbone", "pixels")
+    assert "does not exist" in refused("fit", tmp_path / "none", *out)
+    assert f"give one of them, such as {tree / 'train'}" in refused("fit", tree, *out)
+    assert len(done("fit", tree / "train", *out)) == 5
+    (tree / "train" / "empty").mkdir()
+    assert "class folder" in refused("fit", tree / "train", *out)
+    one = photographs(tmp_path / "one", (3,))
+    assert "holds one class" in refused("fit", one, *out)
+    assert "holds no images" in refused("fit", next(one.iterdir()), *out)
+    assert "did you mean 'knn'" in refused("fit", place / "support", *out, "--head", "kn")
+    assert "does not exist" in refused("fit", place / "support", "-o", tmp_path / "y", "--backbone", tmp_path / "n.pt")
+    assert "does not exist" in refused("predict", place / "clf.smkd", tmp_path / "none.png")
+    assert "holds no images" in refused("predict", place / "clf.smkd", tree / "train" / "empty")
+    assert "does not exist" in refused("predict", tmp_path / "none.smkd", one)
+    assert "--csv: cannot write" in refused("predict", place / "clf.smkd", one, "--csv", tmp_path)
+    FewShotClassifier().fit(*blobs((2, 2))).save(tmp_path / "f.smkd")
+    assert "no backbone" in refused("predict", tmp_path / "f.smkd", one)
