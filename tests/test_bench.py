@@ -52,6 +52,7 @@ def test_table_file_and_ratios(tmp_path: Path) -> None:
     words = ("bench", "debug-pretrain", "batch_size=8", "--steps", "1")
     done = smkd(*words, "--json", "first.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
     values = json.loads((tmp_path / "first.json").read_text())
     assert (values["recipe"], values["batch_size"], values["data"]) == ("debug-pretrain", 8, "patterns")
     done = smkd(*words, "--against", "first.json", cwd=tmp_path)
