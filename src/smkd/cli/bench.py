@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smkd.cli.output import write_json
 from smkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,10 +41,7 @@ def bench(
     )
     console.print(rich_table(_table(found, earlier)))
     if json_file is not None:
-        try:
-            json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigError(f"--json: cannot write '{json_file}': {error.strerror}") from error
+        write_json(json_file, found.as_dict())
 
 
 def _table(found: Bench, earlier: dict[str, Any] | None) -> list[list[str]]:

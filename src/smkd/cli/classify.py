@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smkd.cli.output import write_json, write_text
 from smkd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -82,10 +82,10 @@ def predict(
     encoded = _some(loaded.encoder_, paths)
     answers = _answers(loaded, [paths[row] for row in encoded.rows], encoded.values, top, reject)
     if csv_file is not None:
-        _write(csv_file, _table(answers), "--csv")
+        write_text(csv_file, _table(answers), "--csv")
     if json_file is not None:
         unread = [str(path) for row, path in enumerate(paths) if row not in set(encoded.rows.tolist())]
-        _write(json_file, json.dumps({"images": answers, "unreadable": unread}, indent=2) + "\n", "--json")
+        write_json(json_file, {"images": answers, "unreadable": unread})
     for answer in answers:
         typer.echo(_line(answer))
     _count_unreadable(encoded)
@@ -239,10 +239,3 @@ def _progress(batches: Batches, total: int) -> Batches:
 def _say(lines: list[str]) -> None:
     for line in lines:
         typer.echo(line)
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8", errors="surrogateescape")
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot write '{path}': {error.strerror}") from error

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smkd.cli.output import write_json
 from smkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def evaluate(
         rows.append(measured.Measured(each.name, each.about, results))
     _print(measured.table(rows), measured.conditions(rows), markdown)
     if json_file is not None:
-        _write_json(json_file, {"results": measured.records(rows)})
+        write_json(json_file, {"results": measured.records(rows)})
     if figures is not None:
         measured.save_figures(figures, rows, figure_format.value)
     if report is not None:
@@ -262,7 +262,7 @@ def compare(
     for each in comparisons:
         console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
     if json_file is not None:
-        _write_json(
+        write_json(
             json_file,
             {"first": names[0], "second": names[1], "comparisons": [each.as_dict() for each in comparisons],
              "results": measured.records(rows)},
@@ -325,10 +325,3 @@ def _print(table: Any, conditions: str, markdown: bool) -> None:
     else:
         console.print(rich_table(table))
     console.print(conditions)
-
-
-def _write_json(path: Path, values: Any) -> None:
-    try:
-        path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"--json: cannot write '{path}': {error.strerror}") from error

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from smkd.cli.fewshot import Network
+from smkd.cli.output import write_text
 from smkd.errors import ConfigError
-
-
-class Network(StrEnum):
-    """The two networks of a training file."""
-
-    teacher = "teacher"
-    student = "student"
 
 
 def import_(
@@ -81,4 +75,4 @@ def import_args(
     if out is None:
         typer.echo(made.text, nl=False)
     else:
-        out.write_text(made.text, encoding="utf-8")
+        write_text(out, made.text, "-o")

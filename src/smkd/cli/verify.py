@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smkd.errors import ConfigError
+from smkd.cli.output import write_json
 
 if TYPE_CHECKING:
     from smkd.data.scan import Seen
@@ -55,7 +54,7 @@ def verify(
     for line in report_lines(report):
         typer.echo(line)
     if json_file is not None:
-        _write(json_file, json.dumps(report.as_dict(), indent=2) + "\n", "--json")
+        write_json(json_file, report.as_dict())
     if sheets is not None:
         from smkd.viz.contact import contact_sheet
 
@@ -151,10 +150,3 @@ def _progress(chunks: Iterable[Seen], title: str, total: int) -> Iterable[Seen]:
     from rich.progress import track
 
     return track(chunks, title, total, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-
-
-def _write(path: Path, text: str, option: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"{option}: cannot write '{path}': {error.strerror}") from error

@@ -90,22 +90,6 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     return lines
 
 
-def load_backbone(
-    where: str | Path, network: Literal["teacher", "student"] = "teacher"
-) -> tuple[VisionTransformer, RunConfig]:
-    """Backbone in evaluation mode, and the configuration of the run that trained it.
-
-    Args:
-        where: run folder (its best checkpoint, else its last) or checkpoint file.
-        network: the teacher is the one that is measured.
-
-    Raises:
-        CheckpointError: missing, unreadable, or not one of ours.
-    """
-    state, _ = open_checkpoint(where)
-    return backbone_of(state, str(where), network)
-
-
 def backbone_of(
     state: dict[str, Any], where: str, network: Literal["teacher", "student"]
 ) -> tuple[VisionTransformer, RunConfig]:
