@@ -14,7 +14,8 @@ from torch import Tensor
 
 from smkd.classify.pictures import Picture, Pictures
 from smkd.config.loading import resolve
-from smkd.config.schema import FeaturesConfig, ModelConfig, Positive, RunConfig, Section
+from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
+from smkd.config.section import Positive
 from smkd.data.datasets import DatasetSpec, configured_spec
 from smkd.engine.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
