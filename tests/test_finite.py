@@ -13,6 +13,7 @@ from smkd.config.schema import HeadConfig, ObjectiveConfig, RunConfig
 from smkd.data.loader import Views
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
+from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.objectives.objective import Objective
 
@@ -25,12 +26,17 @@ def outputs(views: int, images: int, *, dtype: torch.dtype, scale: float, local:
     tokens = torch.randn(views, images, PATCHES, DIM)
     tokens[:, 0, 0] = 0
     weights = (scale * torch.randn(views, images, PATCHES)).softmax(-1) if attention else None
+    # with unit vectors as prototypes, logits are embeddings
+    patches = PatchLogits(
+        (scale * torch.randn(views * images * PATCHES, PROTOTYPES)).to(dtype), torch.eye(PROTOTYPES, dtype=dtype)
+    )
     given = (
-        scale * torch.randn(views, images, PROTOTYPES), scale * torch.randn(views, images, PATCHES, PROTOTYPES),
-        tokens, weights, scale * torch.randn(local, images, PROTOTYPES) if local else None,
-        torch.randn(views, images, 10),
+        scale * torch.randn(views, images, PROTOTYPES), tokens, weights,
+        scale * torch.randn(local, images, PROTOTYPES) if local else None, torch.randn(views, images, 10),
     )  # fmt: skip
-    return Outputs(*(None if x is None else x.to(dtype) for x in given))  # type: ignore[arg-type]
+    cls, *others = (None if x is None else x.to(dtype) for x in given)
+    assert cls is not None
+    return Outputs(cls, patches, *others)
 
 
 def mask_like(kind: str, views: int, images: int) -> Tensor:
@@ -70,7 +76,8 @@ def test_losses_and_gradients(pattern: str, matching: str, precision: str) -> No
         objective = Objective(config, HeadConfig(num_prototypes=PROTOTYPES))
         student = outputs(views, len(labels), dtype=dtype, scale=scale, local=local, attention=False)
         teacher = outputs(views, len(labels), dtype=dtype, scale=scale, local=0, attention=attention)
-        leaves = [x.requires_grad_() for x in student if x is not None]
+        assert student.patches is not None
+        leaves = [x.requires_grad_() for x in (*student, *student.patches) if isinstance(x, Tensor)]
         autocast = torch.autocast("cpu", torch.bfloat16) if precision == "autocast" else contextlib.nullcontext()
         with autocast:
             losses = objective(

@@ -13,6 +13,7 @@ from torch import Tensor
 from golden_files import Golden, State, cases_within, close, load
 from smkd.config.schema import HeadConfig, ObjectiveConfig, TemperatureConfig
 from smkd.engine.schedules import temperature
+from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.models.vit import patch_attention
 from smkd.objectives.objective import Losses, Objective
@@ -70,12 +71,15 @@ def outputs(inputs: State, who: str, batch: int, *, attention: bool = False) -> 
         rows = inputs.get(f"{who}_{name}")
         return None if rows is None else rows.unflatten(0, (-1, batch))
 
+    logits = inputs.get(f"{who}_patch")
+    # with unit vectors as prototypes, logits are embeddings
+    patches = None if logits is None else PatchLogits(logits.flatten(0, 1), torch.eye(logits.shape[-1]))
     cls, tokens, rows = views("cls"), views("tokens"), inputs[f"{who}_attn"] if attention else None
     assert cls is not None
     weights = None if rows is None else patch_attention(rows[:, :, 0], rows.shape[-1] - 1)
     return Outputs(
         cls=cls,
-        patches=views("patch"),
+        patches=patches,
         tokens=None if tokens is None else tokens[:, :, 1:],
         attention=None if weights is None else weights.unflatten(0, (-1, batch)),
         local_cls=views("local_cls"),

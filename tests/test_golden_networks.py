@@ -122,14 +122,16 @@ def test_head_outputs(path: Path) -> None:
     head, tokens = make_head(golden), golden.tensor("x3")
     close(head(golden.tensor("x2")), golden.tensor("out2"), atol=1e-5, rtol=1e-4)
     close(head(tokens[:, 0]), golden.tensor("out3/cls"), atol=1e-5, rtol=1e-4)
-    close(head.patch_logits(tokens[:, 1:]), golden.tensor("out3/patch"), atol=1e-5, rtol=1e-4)
+    embedded, prototypes = head.patch_logits(tokens[:, 1:])
+    close(embedded @ prototypes.T, golden.tensor("out3/patch"), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("path", HEADS)
 def test_head_gradients(path: Path) -> None:
     golden = load(path)
     head, tokens = make_head(golden), golden.tensor("x3").requires_grad_()
-    cls, patches = head(tokens[:, 0]), head.patch_logits(tokens[:, 1:])
+    embedded, prototypes = head.patch_logits(tokens[:, 1:])
+    cls, patches = head(tokens[:, 0]), embedded @ prototypes.T
     ((cls * golden.tensor("cot/cls")).sum() + (patches * golden.tensor("cot/patch")).sum()).backward()
     assert tokens.grad is not None
     close(tokens.grad, golden.tensor("grad/x3"), atol=1e-5, rtol=1e-4)

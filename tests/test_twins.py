@@ -12,8 +12,10 @@ from torch import Tensor
 
 import plain_losses as plain
 from smkd.config.schema import HeadConfig, ObjectiveConfig
+from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
-from smkd.objectives import cls, mim, patch
+from smkd.objectives import cls, matched, mim, patch
+from smkd.objectives.matched import Matches, Targets, matched_entropy
 from smkd.objectives.objective import Losses, Objective
 
 CASES = range(50)
@@ -95,6 +97,18 @@ def assert_exactly_zero(value: Tensor, leaves: list[Tensor]) -> None:
     assert all(bool((g == 0).all()) for g in gradients(value, leaves))
 
 
+def unit_prototypes(logits: Tensor) -> PatchLogits:
+    """Logits [rows, prototypes] in factors: with unit vectors as prototypes, logits are embeddings."""
+    return PatchLogits(logits, torch.eye(logits.shape[-1], dtype=logits.dtype))
+
+
+def entropy(targets: Tensor, student: Tensor, matches: Matches) -> Tensor:
+    """From distributions and logits [..., prototypes]."""
+    z, p = unit_prototypes(student.flatten(0, -2)), unit_prototypes(targets.log().flatten(0, -2))
+    center = torch.zeros(len(z.prototypes), dtype=targets.dtype)
+    return matched_entropy(*z, Targets(*p, center, 1.0), matches, 1.0)
+
+
 def test_cases_cover_every_pattern() -> None:
     cases = [make_case(n) for n in CASES]
     for views in (1, 2, 3):
@@ -156,7 +170,7 @@ def test_matched_patches(number: int, weighting: str, same_image: bool) -> None:
     attention = case.attention if weighting == "attention" else None
     pairs = case.same if same_image else case.different_images
     matches = patch.match_paper(case.student_tokens, case.teacher_tokens, pairs, attention)
-    value = patch.matched_patches(case.patch_targets, case.patch_student, matches)
+    value = entropy(case.patch_targets, case.patch_student, matches)
     expected, terms = plain.matched_patches_paper(
         case.patch_targets, case.patch_student, case.student_tokens, case.teacher_tokens, case.labels,
         attention=attention, same_image=same_image,
@@ -175,16 +189,67 @@ def test_matching_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch, "PAIRS_AT_ONCE", 3)
     pieces = patch.match_paper(case.student_tokens, case.teacher_tokens, case.same, case.attention)
     assert int(case.same.sum()) > 3
-    values = [patch.matched_patches(case.patch_targets, case.patch_student, m) for m in (whole, pieces)]
+    values = [entropy(case.patch_targets, case.patch_student, m) for m in (whole, pieces)]
     torch.testing.assert_close(values[0], values[1], **EXACT)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 3, 1000])
+@pytest.mark.parametrize("number", [0, 3, 8, 11])
+def test_entropy_through_prototypes(number: int, rows_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some rows at a time, with prototypes that learn: against every match written out, in float64."""
+    generator = torch.Generator().manual_seed(number)
+    rows, teacher_rows, prototypes, dim, pairs = 5, 7, 11, 3, (0, 9, 40)[number % 3]
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+    embedded, weights = normal(rows, dim).requires_grad_(), normal(prototypes, dim).requires_grad_()
+    targets = Targets(normal(teacher_rows, dim), normal(prototypes, dim), normal(prototypes), 0.4)
+    matches = Matches(
+        torch.randint(rows, (pairs,), generator=generator), torch.randint(teacher_rows, (pairs,), generator=generator),
+        normal(pairs).abs(), 1,
+    )  # fmt: skip
+    monkeypatch.setitem(matched.ELEMENTS_AT_ONCE, "cpu", rows_at_once * prototypes)
+    value = matched_entropy(embedded, weights, targets, matches, 0.3)
+    p = plain.softened(targets.embedded @ targets.prototypes.T, targets.center, 0.4)
+    z = embedded @ weights.T / 0.3
+    terms = [
+        w * plain.cross_entropy(p[t], z[s])
+        for s, t, w in zip(matches.student, matches.teacher, matches.weight, strict=True)
+    ]
+    expected = torch.stack(terms).sum() if terms else 0 * z.sum()
+    assert_twins(value, expected, [embedded, weights], EXACT)
+    if not terms:
+        assert_exactly_zero(value, [embedded, weights])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_entropy_in_low_precision(dtype: torch.dtype) -> None:
+    """Within one in a hundred of float32, the gradient by its norm; thousands of rows, so weights are tiny."""
+    torch.manual_seed(0)
+    rows, prototypes, dim = 2000, 500, 16
+    embedded, weights, of_teacher = (
+        torch.nn.functional.normalize(torch.randn(n, dim), dim=1) for n in (rows, prototypes, rows)
+    )
+    student = torch.arange(rows)
+    matches = Matches(student, student.flip(0), torch.full((rows,), 1 / rows), rows)
+    found = []
+    for kind in (torch.float32, dtype):
+        leaves = [x.to(kind).requires_grad_() for x in (embedded, weights)]
+        targets = Targets(of_teacher.to(kind), weights.to(kind), torch.zeros(prototypes), 0.07)
+        value = matched_entropy(*leaves, targets, matches, 0.1)
+        found.append([value, *gradients(value, leaves)])
+    for exact, low in zip(*found, strict=True):
+        assert float((low.detach().float() - exact.detach()).norm() / exact.detach().norm()) < 1e-2
 
 
 @pytest.mark.parametrize("number", CASES)
 def test_masked_patches(number: int) -> None:
     case = make_case(number)
-    value, count = mim.masked_patches(case.patch_targets, case.patch_student, case.masks)
+    matches = mim.match_masked(case.masks, torch.device("cpu"))
+    value = entropy(case.patch_targets, case.patch_student, matches)
     expected, terms = plain.masked_patches(case.patch_targets, case.patch_student, case.masks)
-    assert count == terms
+    assert matches.terms == terms
     assert_twins(value, expected, [case.patch_student], FLOAT32_WEIGHTS)
     if not terms:
         assert_exactly_zero(value, [case.patch_student])
@@ -217,7 +282,8 @@ class Pass:
 
     @property
     def leaves(self) -> list[Tensor]:
-        given = [self.student.cls, self.student.patches, self.student.local_cls]
+        assert self.student.patches is not None
+        given = [self.student.cls, self.student.patches.embedded, self.student.local_cls]
         return [x for x in given if x is not None]
 
 
@@ -238,13 +304,13 @@ def make_pass(case: Case, **settings: Any) -> Pass:
         return x.detach().float().requires_grad_()
 
     student = Outputs(
-        leaf(case.student), leaf(case.patch_student), leaf(case.student_tokens), None,
+        leaf(case.student), unit_prototypes(leaf(case.patch_student.flatten(0, 2))), leaf(case.student_tokens), None,
         leaf(case.local) if len(case.local) else None,
     )  # fmt: skip
     weighting = merged["patch"].get("weighting", "mean")
     teacher = Outputs(
         torch.randn(case.targets.shape, generator=generator),
-        torch.randn(case.patch_targets.shape, generator=generator),
+        unit_prototypes(torch.randn(case.patch_targets.shape, generator=generator).flatten(0, 2)),
         case.teacher_tokens.float(),
         case.attention.float() if weighting == "attention" else None,
     )
@@ -259,9 +325,11 @@ def expected_terms(given: Pass) -> dict[str, tuple[Tensor, int]]:
     assert student.tokens is not None
     assert teacher.patches is not None
     assert teacher.tokens is not None
+    shape = case.patch_targets.shape
+    teacher_logits, student_logits = (x.patches.embedded.double().view(shape) for x in (teacher, student))
     targets = plain.softened(teacher.cls.double(), given.cls_center.double(), CLS_TEMPERATURE)
-    patch_targets = plain.softened(teacher.patches.double(), given.patch_center.double(), PATCH_TEMPERATURE)
-    z, patch_z = student.cls.double() / STUDENT_TEMPERATURE, student.patches.double() / STUDENT_TEMPERATURE
+    patch_targets = plain.softened(teacher_logits, given.patch_center.double(), PATCH_TEMPERATURE)
+    z, patch_z = student.cls.double() / STUDENT_TEMPERATURE, student_logits / STUDENT_TEMPERATURE
     local = z[:0] if student.local_cls is None else student.local_cls.double() / STUDENT_TEMPERATURE
     labels = case.labels if config.labels else list(range(len(case.labels)))
     if config.labels:
@@ -307,7 +375,7 @@ def test_centers_move_after_the_losses() -> None:
     given = make_pass(make_case(0), cls_center_momentum=0.75, patch_center_momentum=0.5)
     given.losses()
     assert given.teacher.patches is not None
-    cls_mean, patch_mean = given.teacher.cls.mean((0, 1)), given.teacher.patches.mean((0, 1, 2))
+    cls_mean, patch_mean = given.teacher.cls.mean((0, 1)), given.teacher.patches.embedded.mean(0)
     torch.testing.assert_close(given.objective.cls_center, 0.75 * given.cls_center + 0.25 * cls_mean)
     torch.testing.assert_close(given.objective.patch_center, 0.5 * given.patch_center + 0.5 * patch_mean)
 

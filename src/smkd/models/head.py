@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,10 +27,27 @@ class PrototypeLayer(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(num_prototypes, dim))
         nn.init.trunc_normal_(self.weight_v, std=0.02)
 
+    def prototypes(self) -> Tensor:
+        """[prototypes, dim]."""
+        weight: Tensor = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
+        return weight
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> [..., prototypes]."""
-        weight = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
-        return F.linear(x, weight)
+        return F.linear(x, self.prototypes())
+
+
+class PatchLogits(NamedTuple):
+    """Logits of patches, not yet multiplied out: `embedded @ prototypes.T`.
+
+    Attributes:
+        embedded: [rows, dim], of norm 1, in the precision of matrix products; a row for every patch, counted over
+            [global, batch, patches], or for the masked ones only.
+        prototypes: [prototypes, dim].
+    """
+
+    embedded: Tensor
+    prototypes: Tensor
 
 
 class ProjectionHead(nn.Module):
@@ -58,10 +76,13 @@ class ProjectionHead(nn.Module):
         logits: Tensor = self.last_layer(self._embed(cls))
         return logits
 
-    def patch_logits(self, patches: Tensor) -> Tensor:
-        """Patch tokens [..., dim] -> logits [..., patch prototypes]."""
-        logits: Tensor = (self.last_layer2 or self.last_layer)(self._embed(patches))
-        return logits
+    def patch_logits(self, patches: Tensor) -> PatchLogits:
+        """Patch tokens [rows, dim] -> their logits, in factors."""
+        embedded, prototypes = self._embed(patches), (self.last_layer2 or self.last_layer).prototypes()
+        if torch.is_autocast_enabled(patches.device.type):
+            low = torch.get_autocast_dtype(patches.device.type)
+            embedded, prototypes = embedded.to(low), prototypes.to(low)
+        return PatchLogits(embedded, prototypes)
 
     def _embed(self, x: Tensor) -> Tensor:
         return F.normalize(self.mlp(x), dim=-1, eps=NORM_EPS)

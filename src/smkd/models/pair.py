@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from smkd.config.schema import RunConfig
-from smkd.models.head import ProjectionHead
+from smkd.models.head import PatchLogits, ProjectionHead
 from smkd.models.vit import VisionTransformer, patch_attention
 
 
@@ -17,7 +17,7 @@ class Outputs(NamedTuple):
 
     Attributes:
         cls: logits of the global views' [CLS], [global, batch, prototypes].
-        patches: logits of their patches, [global, batch, patches, patch prototypes]; None if not needed.
+        patches: logits of their patches; None if not needed.
         tokens: backbone patch tokens, [global, batch, patches, dim]; None if not needed.
         attention: weights of the patches by the [CLS] attention, [global, batch, patches]; None if not needed.
         local_cls: logits of the local views' [CLS], [local, batch, prototypes]; student only.
@@ -25,7 +25,7 @@ class Outputs(NamedTuple):
     """
 
     cls: Tensor
-    patches: Tensor | None = None
+    patches: PatchLogits | None = None
     tokens: Tensor | None = None
     attention: Tensor | None = None
     local_cls: Tensor | None = None
@@ -43,7 +43,7 @@ class Network(nn.Module):
 
     def forward(
         self, global_views: Tensor, masks: Tensor | None = None, local_views: Tensor | None = None, *,
-        patches: bool, attention: bool,
+        patches: bool, tokens: bool = False, attention: bool = False, rows: Tensor | None = None,
     ) -> Outputs:  # fmt: skip
         """One pass over the global views and one over the local views.
 
@@ -51,8 +51,10 @@ class Network(nn.Module):
             global_views: [global, batch, 3, size, size].
             masks: bool [global, batch, rows, columns], or None.
             local_views: [local, batch, 3, size, size], or None.
-            patches: also give patch logits and tokens.
+            patches: also give patch logits.
+            tokens: also give the backbone's patch tokens.
             attention: also give the attention weights of the patches.
+            rows: the masked patches, counted over [global, batch, patches], if logits of no others are needed.
         """
         shape = global_views.shape[:2]
         flat_masks = None if masks is None else masks.flatten(0, 1)
@@ -64,10 +66,14 @@ class Network(nn.Module):
         weights = None
         if attention:
             weights = patch_attention(seen.attention, seen.patches.shape[1]).unflatten(0, shape)
+        logits: PatchLogits | None = None
+        if patches:
+            all_patches = seen.patches.flatten(0, 1)
+            logits = self.head.patch_logits(all_patches if rows is None else all_patches[rows])
         return Outputs(
             cls=self.head(seen.cls).unflatten(0, shape),
-            patches=self.head.patch_logits(seen.patches).unflatten(0, shape) if patches else None,
-            tokens=seen.patches.unflatten(0, shape) if patches else None,
+            patches=logits,
+            tokens=seen.patches.unflatten(0, shape) if tokens else None,
             attention=weights,
             local_cls=local_cls,
             classes=None if self.classifier is None else self.classifier(seen.cls).unflatten(0, shape),
@@ -86,7 +92,8 @@ class StudentTeacher(nn.Module):
         super().__init__()
         objective = config.objective
         supervised = num_classes if objective.supervised.weight > 0 else 0
-        self.needs_patches = objective.mim.weight > 0 or objective.patch.weight > 0
+        self.needs_tokens = objective.patch.weight > 0
+        self.needs_patches = objective.mim.weight > 0 or self.needs_tokens
         self.needs_attention = objective.patch.weight > 0 and objective.patch.weighting == "attention"
         self.student = _network(config, student=True, num_classes=supervised)
         self.teacher = _network(config, student=False)
@@ -95,8 +102,10 @@ class StudentTeacher(nn.Module):
 
     def teacher_outputs(self, global_views: Tensor) -> Outputs:
         """The teacher sees the unmasked global views, so there is a target for every patch."""
-        with torch.no_grad():
-            outputs: Outputs = self.teacher(global_views, patches=self.needs_patches, attention=self.needs_attention)
+        with torch.inference_mode():
+            outputs: Outputs = self.teacher(
+                global_views, patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention
+            )
         return outputs
 
     def student_outputs(self, student: nn.Module, global_views: Tensor, masks: Tensor, local_views: Tensor) -> Outputs:
@@ -104,10 +113,15 @@ class StudentTeacher(nn.Module):
 
         Args:
             student: `self.student`, or its wrapper for several devices.
-            masks: bool [global, batch, rows, columns] on any device.
+            masks: bool [global, batch, rows, columns] on the CPU.
         """
-        on_device = masks.to(global_views.device, non_blocking=True)
-        outputs: Outputs = student(global_views, on_device, local_views, patches=self.needs_patches, attention=False)
+        device, rows = global_views.device, None
+        if not self.needs_tokens:  # masked-patch prediction alone looks at no other patches
+            rows = masks.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+        outputs: Outputs = student(
+            global_views, masks.to(device, non_blocking=True), local_views,
+            patches=self.needs_patches, tokens=self.needs_tokens, rows=rows,
+        )  # fmt: skip
         return outputs
 
     @torch.no_grad()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from smkd import distributed
 from smkd.config.schema import HeadConfig, ObjectiveConfig
+from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.objectives import cls, mim, patch
+from smkd.objectives.matched import Matches, Targets, matched_entropy
 
 
 class Losses(NamedTuple):
@@ -64,17 +66,10 @@ class Objective(nn.Module):
             counts: dict[str, int] = {}
             if config.cls.weight > 0:
                 terms["cls"], counts["cls"] = self._cls(student, teacher, labels, cls_temperature)
-            targets = None
-            if teacher.patches is not None:
-                targets = _distribution(teacher.patches, self.patch_center, patch_temperature)
             if config.mim.weight > 0:
-                assert student.patches is not None
-                assert targets is not None
-                z = student.patches / config.student_temperature
-                terms["mim"], counts["mim"] = mim.masked_patches(targets, z, masks.flatten(2))
+                terms["mim"], counts["mim"] = self._mim(student, teacher, masks.flatten(2), patch_temperature)
             if config.patch.weight > 0:
-                assert targets is not None
-                terms["patch"], counts["patch"] = self._patch(student, teacher, targets, labels)
+                terms["patch"], counts["patch"] = self._patch(student, teacher, labels, patch_temperature)
             if config.supervised.weight > 0:
                 assert student.classes is not None
                 logits = student.classes.flatten(0, 1)
@@ -100,28 +95,49 @@ class Objective(nn.Module):
         total, count = cls.same_class(targets, z, local, pairs, start, with_own_views=self.config.cls.same_image)
         return self._mean(total, count)
 
-    def _patch(self, student: Outputs, teacher: Outputs, targets: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    def _mim(self, student: Outputs, teacher: Outputs, masks: Tensor, temperature: float) -> tuple[Tensor, int]:
+        assert student.patches is not None
+        assert teacher.patches is not None
+        matches = mim.match_masked(masks, student.patches.embedded.device)
+        targets = self._targets(teacher.patches.embedded[matches.teacher], teacher.patches.prototypes, temperature)
+        one_by_one = torch.arange(len(targets.embedded), device=targets.embedded.device)
+        only_masked = len(student.patches.embedded) == matches.terms
+        matches = matches._replace(student=one_by_one if only_masked else matches.student, teacher=one_by_one)
+        return self._entropy(student.patches, targets, matches), matches.terms
+
+    def _patch(self, student: Outputs, teacher: Outputs, labels: Tensor, temperature: float) -> tuple[Tensor, int]:
         assert student.patches is not None
         assert student.tokens is not None
+        assert teacher.patches is not None
         assert teacher.tokens is not None
         config = self.config.patch
-        z = student.patches / self.config.student_temperature
+        embedded, tokens = teacher.patches.embedded, teacher.tokens
         # without labels every image is a class of its own
         labels = labels if self.config.labels else torch.arange(len(labels)) + distributed.rank() * len(labels)
         attention = teacher.attention if config.weighting == "attention" else None
         if config.matching == "reference":
-            matches = patch.match_reference(student.tokens, teacher.tokens, labels, attention)
-            return patch.matched_patches(targets, z, matches), matches.terms
-        tokens, all_labels, start = teacher.tokens, labels, 0
+            matches = patch.match_reference(student.tokens, tokens, labels, attention)
+            targets = self._targets(embedded, teacher.patches.prototypes, temperature)
+            return self._entropy(student.patches, targets, matches), matches.terms
+        all_labels, start = labels, 0
         if self.config.pairs == "global":
-            targets, tokens = distributed.gather(targets, dim=1), distributed.gather(tokens, dim=1)
+            views, _, patches, _ = tokens.shape
+            tokens = distributed.gather(tokens, dim=1)
+            embedded = distributed.gather(embedded.view(views, len(labels), patches, -1), dim=1).flatten(0, 2)
             attention = None if attention is None else distributed.gather(attention, dim=1)
             all_labels = distributed.gather(labels, dim=0)
             start = distributed.rank() * len(labels)
         pairs = _same_label_pairs(all_labels, labels, start, own=config.same_image)
         matches = patch.match_paper(student.tokens, tokens, pairs, attention)
+        targets = self._targets(embedded, teacher.patches.prototypes, temperature)
         # the matches carry the mean over this device's terms
-        return self._mean(patch.matched_patches(targets, z, matches) * matches.terms, matches.terms)
+        return self._mean(self._entropy(student.patches, targets, matches) * matches.terms, matches.terms)
+
+    def _targets(self, embedded: Tensor, prototypes: Tensor, temperature: float) -> Targets:
+        return Targets(embedded, prototypes, self.patch_center, temperature)
+
+    def _entropy(self, student: PatchLogits, targets: Targets, matches: Matches) -> Tensor:
+        return matched_entropy(student.embedded, student.prototypes, targets, matches, self.config.student_temperature)
 
     def _mean(self, total: Tensor, count: int) -> tuple[Tensor, int]:
         """Mean over this device's summands, or over those of all devices when pairs are global.
@@ -138,12 +154,14 @@ class Objective(nn.Module):
         config = self.config
         self.cls_center.lerp_(distributed.mean(teacher.cls.mean(dim=(0, 1))), 1 - config.cls_center_momentum)
         if teacher.patches is not None:
-            logits = distributed.mean(teacher.patches.mean(dim=(0, 1, 2)))
-            self.patch_center.lerp_(logits, 1 - config.patch_center_momentum)
+            # the mean of the logits is the logit of the mean
+            mean = teacher.patches.prototypes.float() @ teacher.patches.embedded.float().mean(dim=0)
+            self.patch_center.lerp_(distributed.mean(mean), 1 - config.patch_center_momentum)
 
 
 def _float32(outputs: Outputs) -> Outputs:
-    return Outputs(*(None if x is None else x.float() for x in outputs))  # type: ignore[arg-type]
+    """All but the factors of patch logits, which stay in the precision of matrix products."""
+    return Outputs(*(x.float() if isinstance(x, Tensor) else x for x in outputs))  # type: ignore[arg-type]
 
 
 def _distribution(logits: Tensor, center: Tensor, temperature: float) -> Tensor:

@@ -1,55 +1,19 @@
 """The matched-patch term (SMKD, section 3.3): patches of one image against matched patches of another.
 
-A matching says which student patch answers to which teacher patch, and with what weight. The sum over all
-matches of weight * H(p[teacher patch], z[student patch]) is then one cross-entropy per student patch against
-the weighted mix of the distributions that were matched to it, so no array has a row for every match.
+A matching says which student patch answers to which teacher patch, and with what weight. The term is the sum over
+all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/matched.py`.
 """
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from smkd.objectives.matched import Matches
+
 PAIRS_AT_ONCE = 256
 """Image pairs whose similarities are held in memory together."""
-
-
-class Matches(NamedTuple):
-    """Matched patches; the three tensors have one entry per match.
-
-    Attributes:
-        student: row of the student's patches, counted over [global, batch, patches].
-        teacher: row of the teacher's patches, counted over [global, images, patches].
-        weight: of the match; the term is the weighted sum of cross-entropies.
-        terms: number of terms that the weights average over; 0 if nothing matched.
-    """
-
-    student: Tensor
-    teacher: Tensor
-    weight: Tensor
-    terms: int
-
-
-def matched_patches(targets: Tensor, student: Tensor, matches: Matches) -> Tensor:
-    """Weighted sum of the cross-entropies of all matches; exactly zero, with zero gradient, if there are none.
-
-    Args:
-        targets: teacher distributions [global, images, patches, prototypes].
-        student: logits over temperature [global, batch, patches, prototypes].
-        matches: see `match_paper` and `match_reference`.
-    """
-    z, p = student.flatten(0, 2), targets.flatten(0, 2)
-    order = matches.student.argsort()
-    size = torch.bincount(matches.student, minlength=len(z))
-    mix = F.embedding_bag(
-        matches.teacher[order], p, size.cumsum(0) - size, mode="sum",
-        per_sample_weights=matches.weight.to(p.dtype)[order],
-    )  # fmt: skip
-    mass = z.new_zeros(len(z)).index_add_(0, matches.student, matches.weight.to(z.dtype))
-    return (mass * z.logsumexp(dim=-1)).sum() - (mix * z).sum()
 
 
 @torch.no_grad()
