@@ -221,6 +221,22 @@ def test_a_moved_folder_keeps_its_cache(photos: Path, monkeypatch: pytest.Monkey
     assert_same(make(settings(moved)), train_images(settings(moved, "none")))
 
 
+def test_the_cache_of_changed_images_takes_the_place_of_the_old_one(photos: Path, tmp_path: Path) -> None:
+    other = write_photos(tmp_path / "other")
+    for folder in (None, tmp_path / "shared"):
+        before = make(settings(photos, cache_dir=folder)).path
+        kept = [make(settings(photos, cache_dir=folder, cache_size=20)).path]
+        kept += [make(settings(photos, cache_dir=folder, limit_per_class=3)).path]
+        kept += [make(settings(other, cache_dir=folder)).path]
+        Image.new("RGB", (50, 40 if folder else 41)).save(photos / "train" / "train-1" / "010.jpg")
+        after = make(settings(photos, cache_dir=folder)).path
+        assert before is not None
+        assert after is not None
+        assert before != after
+        assert not before.exists()
+        assert all(path is not None and path.exists() for path in [after, *kept])
+
+
 def test_a_changed_image_is_seen(photos: Path) -> None:
     make(settings(photos))
     image = photos / "train" / "train-1" / "004.jpg"
@@ -231,5 +247,5 @@ def test_a_changed_image_is_seen(photos: Path) -> None:
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data: cache_size=64 needs a cache: add data\.cache=mmap"):
         api.resolve("debug-pretrain", ["data.cache_size=64"])
-    with pytest.raises(ConfigError, match=r"data\.cache=disk: input should be 'none', 'memory' or 'mmap'"):
+    with pytest.raises(ConfigError, match=r"data\.cache=disk: input should be 'none', 'memory', 'mmap' or 'device'"):
         api.resolve("debug-pretrain", ["data.cache=disk"])

@@ -164,9 +164,9 @@ def test_damaged_pixels_are_not_trusted(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"data\.cache=mmap: '.*\.smkd-cache': no space left; make room, choose another data\.cache_dir"),
+        (errno.ENOSPC, r"data\.cache: '.*\.smkd-cache': no space left; make room, choose another data\.cache_dir"),
         (errno.EDQUOT, r"no space left"),
-        (errno.EACCES, r"data\.cache=mmap: no permission to write '.*\.smkd-cache'; set data\.cache_dir=<folder>"),
+        (errno.EACCES, r"data\.cache: no permission to write '.*\.smkd-cache'; set data\.cache_dir=<folder>"),
         (errno.EROFS, r"no permission to write"),
     ],
 )
@@ -194,9 +194,9 @@ def test_a_killed_worker_is_one_line(photos: Path, monkeypatch: pytest.MonkeyPat
 def test_too_little_room_is_said_before_anything_is_decoded(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache_build, "_fill", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 1000))  # type: ignore[attr-defined]
-    with pytest.raises(DataError, match=r"data\.cache=mmap: '.*' needs 0\.\d MB, 0\.0 MB are free; make room"):
+    with pytest.raises(DataError, match=r"data\.cache: '.*' needs 0\.\d MB, 0\.0 MB are free; make room"):
         make(settings(photos))
-    monkeypatch.setattr(cache_build, "_free_memory", lambda: 1000)
+    monkeypatch.setattr(cache_build, "free_memory", lambda: 1000)
     with pytest.raises(
         DataError, match=r"data\.cache=memory needs 0\.\d MB, 0\.0 MB are free; use data\.cache=mmap, or a smaller"
     ):

@@ -15,7 +15,7 @@ DATASETS = ("mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "caltech101
 
 def test_every_data_set_has_a_recipe_for_each_phase() -> None:
     expected = {f"{name}-{phase}" for name in DATASETS for phase in ("pretrain", "distill")}
-    assert set(loading.recipe_names()) == expected
+    assert set(loading.recipe_names()) == expected | {"adapt"}  # which starts from any backbone
     for name in expected:
         config = loading.resolve(name)
         assert config.phase == name.rsplit("-", 1)[1]
@@ -140,3 +140,9 @@ def test_recipes_hold_only_known_keys() -> None:
     known = {*RunConfig.model_fields, "summary", "extends"}
     for name in loading.recipe_names():
         assert set(yaml.safe_load(loading.recipe_text(name))) <= known
+
+
+def test_one_setting_of_a_view_keeps_the_others() -> None:
+    config = loading.resolve("mini-imagenet-distill", ["global_views.size=160", "local_views.count=4"])
+    assert (config.global_views.count, config.global_views.size, config.global_views.scale) == (2, 160, (0.25, 1.0))
+    assert (config.local_views.count, config.local_views.size, config.local_views.scale) == (4, 96, (0.05, 0.25))

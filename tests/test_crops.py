@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from smkd.data import crops
 from smkd.data.crops import ASPECT, Box, crop_resize, random_box, resize_center_crop
+from smkd.data.resampling import BITS, resize_weights
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "caltech101-mini"
 BICUBIC = Image.Resampling.BICUBIC
@@ -65,6 +67,40 @@ def test_equals_pillow(make: Callable[[int, int, np.random.Generator], Pixels]) 
     assert_equal_to_pillow(differences)
     assert min(factors) < 0.5
     assert max(factors) > 2.0
+
+
+@pytest.mark.parametrize(("size", "scale"), [(224, (0.25, 1.0)), (96, (0.05, 0.25)), (96, (0.02, 0.06))])
+def test_equals_pillow_at_the_sizes_of_the_recipes(size: int, scale: tuple[float, float]) -> None:
+    """Noise, with boxes of both orders of passes and of both kernels."""
+    rng = np.random.default_rng(8)
+    image = noise(480, 480, rng)
+    boxes = [random_box(480, 480, scale, rng) for _ in range(60)]
+    assert_equal_to_pillow([difference(image, box, size) for box in boxes])
+    if crops.VERTICAL_FIRST:
+        assert len({crops.vertical_first(box.height, box.width, size) for box in boxes}) == 2
+
+
+@pytest.mark.parametrize("size", [24, 31, 48])
+def test_order_of_passes_is_pillows(size: int) -> None:
+    rng = np.random.default_rng(9)
+    for height, width in rng.integers(8, 120, (150, 2)).tolist():
+        if size in (height, width):
+            continue
+        picture = Image.fromarray(noise(height, width, rng))
+        middle = (width, size) if crops.vertical_first(height, width, size) else (size, height)
+        in_turn = picture.resize(middle, BICUBIC).resize((size, size), BICUBIC)
+        assert np.array_equal(np.asarray(in_turn), np.asarray(picture.resize((size, size), BICUBIC)))
+
+
+@pytest.mark.parametrize(("length", "size"), [(125, 96), (97, 96), (336, 224), (10, 48), (3, 50), (1, 7), (400, 33)])
+def test_weights_are_pillows(length: int, size: int) -> None:
+    """Computing with them in whole numbers, as Pillow does, gives its pixels."""
+    (first,), (weights,) = resize_weights(torch.tensor([length]), size)
+    line = np.random.default_rng(10).integers(0, 256, (200, length), dtype=np.uint8)
+    padded = np.pad(line, ((0, 0), (0, weights.shape[1]))).astype(np.int64)
+    sums = [padded[:, f : f + len(w)] @ w.numpy() for f, w in zip(first.tolist(), weights, strict=True)]
+    expected = np.asarray(Image.fromarray(line).resize((size, 200), BICUBIC))
+    assert np.array_equal(((np.stack(sums, axis=1) + 2 ** (BITS - 1)) >> BITS).clip(0, 255), expected)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")

@@ -70,10 +70,10 @@ def assert_same(a: Batch, b: Batch) -> None:
 
 def assert_holds(batch: Batch, place: int, sample: Sample) -> None:
     """The batch's image at `place` is this sample, in every view."""
-    assert torch.equal(batch.global_crops[:, place], sample.global_crops)
-    assert torch.equal(batch.local_crops[:, place], sample.local_crops)
-    assert np.array_equal(batch.masks[:, place].numpy(), sample.masks)
-    assert np.array_equal(batch.color[:, place].numpy(), sample.color)
+    crops = [*batch.global_crops[:, place], *batch.local_crops[:, place]]
+    assert all(torch.equal(a, b) for a, b in zip(crops, sample.crops, strict=True))
+    assert np.array_equal(batch.masks[:, place].numpy(), sample.draws.masks)
+    assert np.array_equal(batch.color[:, place].numpy(), sample.draws.color)
     assert int(batch.labels[place]) == sample.label
 
 
@@ -118,10 +118,10 @@ def test_seed_epoch_index_and_view_matter() -> None:
 
     base = rows(5, 0, 3)
     for other in (rows(6, 0, 3), rows(5, 1, 3), rows(5, 0, 12)):
-        assert not np.array_equal(base.color, other.color)
-        assert not torch.equal(base.global_crops, other.global_crops)
-    assert not torch.equal(base.global_crops[0], base.global_crops[1])
-    assert len({row.tobytes() for row in base.color}) == 5
+        assert not np.array_equal(base.draws.color, other.draws.color)
+        assert not torch.equal(base.crops[0], other.crops[0])
+    assert not torch.equal(base.crops[0], base.crops[1])
+    assert len({row.tobytes() for row in base.draws.color}) == 5
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +24,7 @@ from smkd.data.sources import open_dataset
 from smkd.data.statistics import channel_statistics, image_statistics
 from smkd.data.verify import Report, verify
 from smkd.errors import DataError
+from smkd.prepare.manifest import Identity, write_manifest
 from smkd.viz.contact import MOST_CLASSES, THUMB, contact_sheet
 
 SPLITS = ("train", "val", "test")
@@ -259,3 +264,52 @@ def test_contact_sheets_of_many_classes_stay_handy() -> None:
 def test_what_cannot_be_written_is_named(root: Path, tmp_path: Path) -> None:
     done = command("verify", root, "--processes", 1, "--json", tmp_path / "no" / "r.json")
     assert "--json: cannot write" in str(done.exception)
+
+
+# ---- files against dataset.json
+
+
+def test_files_that_are_not_as_prepared_are_named(root: Path) -> None:
+    files = {}
+    for path in sorted(root.rglob("*.jpg")):
+        data = path.read_bytes()
+        files[path.relative_to(root).as_posix()] = (len(data), hashlib.sha256(data).hexdigest())
+    write_manifest(root, Identity("folder", "1", "by class", {}), files)
+    sound = command("verify", root, "--crop", 30)
+    assert sound.exit_code == 0, sound.output
+    save(root / "train" / "train-0" / "1.jpg", 7, 7)
+    (root / "val" / "val-1" / "2.jpg").unlink()
+    for number in range(4, 11):
+        save(root / "test" / "test-0" / f"{number}.jpg", 8, number)
+    found = command("verify", root, "--crop", 30, "--json", root.parent / "found.json")
+    assert found.exit_code == 1
+    assert "problem: 1 files differ from dataset.json: train/train-0/1.jpg" in found.output
+    assert "problem: 1 files of dataset.json are missing: val/val-1/2.jpg" in found.output
+    assert "problem: 7 files are not in it: test/test-0/10.jpg, test/test-0/4.jpg" in found.output
+    assert "and 2 more" in found.output
+    values = json.loads((root.parent / "found.json").read_text())
+    assert [len(values[name]) for name in ("changed", "missing", "extra")] == [1, 1, 7]
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
+def test_a_killed_verify_leaves_no_process(root: Path) -> None:
+    code = (
+        "import sys, time\n"
+        "from smkd.data import scan\n"
+        "from smkd.data.sources import open_dataset\n"
+        "scan.CHUNK, look = 1, scan.look\n"
+        "def slow(*args):\n    print('looking', flush=True)\n    time.sleep(60)\n"
+        "scan.look = slow\n"
+        "scan.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"looking\n"
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(children) == 2
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

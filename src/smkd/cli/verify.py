@@ -50,7 +50,10 @@ def verify(
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
     typer.echo(source.description)  # at once: looking at every image may take a while
     expected = _published(name) if name in BENCHMARKS else None
-    report = check(source, name, spec, crop=crop, expected=expected, jobs=processes or default_jobs(), track=_progress)
+    report = check(
+        source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
+        jobs=processes or default_jobs(), track=_progress,
+    )  # fmt: skip
     for line in report_lines(report):
         typer.echo(line)
     if json_file is not None:
@@ -134,6 +137,15 @@ def _prepared_name(root: str) -> str | None:
     from smkd.prepare.manifest import FILE_NAME, read_manifest
 
     return read_manifest(Path(root)).identity.name if (Path(root) / FILE_NAME).is_file() else None
+
+
+def _prepared_files(root: str) -> dict[str, str] | None:
+    """SHA-256 of each file that the folder's `dataset.json` names, if there is one."""
+    from smkd.prepare.manifest import FILE_NAME, read_manifest
+
+    if not (Path(root) / FILE_NAME).is_file():
+        return None
+    return {name: digest for name, (_, digest) in read_manifest(Path(root)).files.items()}
 
 
 def _published(name: str) -> Expected:

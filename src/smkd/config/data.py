@@ -24,8 +24,10 @@ class DataConfig(Section):
     """Row of the data-set table (normalisation constants): see `smkd.data.datasets.DATASETS`."""
     root: Path | None = None
     """Images in any form of docs/own-images.md, such as a folder with train/, val/ and test/, or `hf:<name>`."""
+    split_by: Literal["classes", "images"] = "classes"
+    """How data without splits of their own are split: by class, or the images of every class."""
     split_seed: Count = 0
-    """Splits data by class that have no splits of their own."""
+    """Seed of that split."""
     split_file: Path | None = None
     """CSV (class,split) that splits them instead of the seed."""
     label_column: str | None = None
@@ -37,8 +39,9 @@ class DataConfig(Section):
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
-    cache: Literal["none", "memory", "mmap"] = "none"
-    """Decode the training images once: into this process's memory, or a file that all processes of a machine map."""
+    cache: Literal["none", "memory", "mmap", "device"] = "none"
+    """Decode the training images once: into this process's memory, or a file that all processes of a machine map, which
+    `device` copies to each device whole, where the crops are cut then."""
     cache_size: Positive | None = None
     """Shorter side in pixels at which images are cached, never enlarged; none keeps them as they are."""
     cache_dir: Path | None = None
@@ -70,6 +73,22 @@ class ViewConfig(Section):
         if not 0 < low <= high <= 1:
             raise ValueError(f"scale must be two numbers with 0 < low <= high <= 1, not {list(self.scale)}")
         return self
+
+
+class GlobalViewConfig(ViewConfig):
+    """Large crops, which the teacher sees as well."""
+
+    count: Count = 2
+    size: Positive = 224
+    scale: Range = (0.25, 1.0)
+
+
+class LocalViewConfig(ViewConfig):
+    """Small crops, for the student."""
+
+    count: Count = 10
+    size: Positive = 96
+    scale: Range = (0.05, 0.25)
 
 
 class AugmentConfig(Section):

@@ -26,6 +26,10 @@ class ModelConfig(Section):
     register_tokens: Count = 0
     rotary: bool = False
     """As DINOv3: positions by turning queries and keys instead of a stored embedding, and norms with epsilon 1e-5."""
+    mlp_dim: Positive | None = None
+    """Hidden channels of a block's MLP; none is 4 x embed_dim."""
+    swiglu: bool = False
+    """Gated MLPs, as in the largest of DINOv2 and DINOv3, instead of GELU."""
 
 
 class HeadConfig(Section):

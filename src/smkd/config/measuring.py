@@ -48,6 +48,9 @@ class ValidationConfig(ProtocolConfig):
 
     every: Count = 50
     """Epochs between validations; 0 turns them off."""
+    patience: Count = 0
+    """Stop after so many validations without a gain; 0 never stops. With it the weights that the run starts from are
+    measured as well, and stay the best if nothing beats them."""
     split: Literal["val"] = "val"
     episodes: Positive = 1_000
     resize: Positive = 256

@@ -10,7 +10,15 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 
-from smkd.config.data import AugmentConfig, DataConfig, MaskConfig, SamplerConfig, ViewConfig
+from smkd.config.data import (
+    AugmentConfig,
+    DataConfig,
+    GlobalViewConfig,
+    LocalViewConfig,
+    MaskConfig,
+    SamplerConfig,
+    ViewConfig,
+)
 from smkd.config.learning import (
     ClsConfig,
     HeadConfig,
@@ -30,7 +38,9 @@ __all__ = [
     "ClsConfig",
     "DataConfig",
     "FeaturesConfig",
+    "GlobalViewConfig",
     "HeadConfig",
+    "LocalViewConfig",
     "MaskConfig",
     "MimConfig",
     "ModelConfig",
@@ -77,6 +87,10 @@ class RunConfig(Section):
     """Machines; more than one needs torchrun (docs/recipes.md)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bfloat16 where the hardware has it, else float16 on CUDA, else float32."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the networks of training with torch.compile; auto: on CUDA, if it works there."""
+    recompute: bool = False
+    """Make each block's activations again in the backward pass: less memory for about a quarter more time."""
     num_workers: Count | Literal["auto"] = "auto"
     """Data-loading processes per device; auto: none on the CPU, else all cores but one, at most 16."""
     log_every: Positive = 20
@@ -89,8 +103,8 @@ class RunConfig(Section):
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     head: HeadConfig = HeadConfig()
-    global_views: ViewConfig = ViewConfig(count=2, size=224, scale=(0.25, 1.0))
-    local_views: ViewConfig = ViewConfig(count=10, size=96, scale=(0.05, 0.25))
+    global_views: GlobalViewConfig = GlobalViewConfig()
+    local_views: LocalViewConfig = LocalViewConfig()
     augment: AugmentConfig = AugmentConfig()
     mask: MaskConfig = MaskConfig()
     objective: ObjectiveConfig = ObjectiveConfig()

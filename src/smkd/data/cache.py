@@ -1,13 +1,14 @@
 """Decoded images kept for repeat epochs: in a memory-mapped file that all processes of a machine share, or in memory.
 
-    <data folder>/.smkd-cache/<split>-<size>-<key>.images
+    <data folder>/.smkd-cache/<split>-<size>-<settings>-<key>.images
 
     header   magic, key, number of images, CRC-32 of this and of the index
     index    one row an image: where its pixels lie, height, width, their CRC-32
     pixels   uint8 [height, width, 3] of one image after the other, each of its own size
 
 The key names the images, their files' sizes and times of change, and Pillow's version: whatever changes the pixels
-leads to another file. The file is written aside, synced and renamed.
+leads to another file, which takes the place of those with the same settings. The file is written aside, synced and
+renamed.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,7 @@ class CachedImages:
 
 
 def cached(images: Images, config: DataConfig, split: str, track: Track | None = None) -> Images:
-    """The images as `data.cache` asks for them.
+    """The images as `data.cache` asks for them; `device` has them in a file here, as `mmap`.
 
     Images that are in memory anyway (`patterns`) stay as they are.
 
@@ -134,8 +136,7 @@ def cached(images: Images, config: DataConfig, split: str, track: Track | None =
         index, pixels = cache_build.build_in_memory(images, config.cache_size, default_jobs(), track)
         return CachedImages(images, config.cache_size, index, pixels)
     key = cache_key(images, config, split)
-    name = f"{split}-{config.cache_size or 'original'}-{key.hex()[:16]}.images"
-    places = [folder / name for folder in _folders(config)]
+    places = [folder / f"{_asked_for(folder, config, split)}-{key.hex()[:16]}.images" for folder in _folders(config)]
     for path in places:
         if (found := _opened(path, key)) is not None:
             return CachedImages(images, config.cache_size, *found, path)
@@ -146,8 +147,12 @@ def cached(images: Images, config: DataConfig, split: str, track: Track | None =
         if found is None:
             _build(path, key, images, config.cache_size, track)
             found = _opened(path, key)
+            for outdated in path.parent.glob(f"{_asked_for(path.parent, config, split)}-*.images"):
+                if outdated != path:
+                    with suppress(OSError):  # in use, where the system minds
+                        outdated.unlink()
     if found is None:
-        raise DataError(f"data.cache=mmap: '{path}' was written but does not read back; set data.cache_dir=<folder>")
+        raise DataError(f"data.cache: '{path}' was written but does not read back; set data.cache_dir=<folder>")
     return CachedImages(images, config.cache_size, *found, path)
 
 
@@ -179,6 +184,16 @@ def cache_key(images: StoredImages, config: DataConfig, split: str) -> bytes:
             raise TypeError(f"no key for {type(store).__name__}")
     digest.update(np.array([_stamp(file) for file in files], dtype=np.int64).tobytes())
     return digest.digest()
+
+
+def _asked_for(folder: Path, config: DataConfig, split: str) -> str:
+    """Beginning of a file name: the same for all states of the same images of the same data set."""
+    names = {"dataset", "split_by", "split_seed", "split_file", "label_column", "limit_per_class"}
+    settings = config.model_dump(mode="json", include=names)
+    if folder.name != FOLDER:  # shared by several data sets
+        settings["root"] = str(config.root)
+    short = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{split}-{config.cache_size or 'original'}-{short}"
 
 
 def _stamp(file: str) -> tuple[int, int]:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import mmap
-import multiprocessing
 import os
 import shutil
-import threading
 import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smkd.data.images import StoredImages
+from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 
 T = TypeVar("T")
@@ -62,7 +60,7 @@ def build_in_memory(images: StoredImages, size: int | None, jobs: int, track: Tr
         DataError: not enough memory.
     """
     index = _layout(0, images, size, jobs, track)
-    wanted, free = end(index), _free_memory()
+    wanted, free = end(index), free_memory()
     if free is not None and wanted > ROOM * free:
         raise DataError(
             f"data.cache=memory needs {shown(wanted)}, {shown(free)} are free; "
@@ -150,7 +148,7 @@ def explained(path: Path) -> Iterator[None]:
             raise DataError(_no_space(path.parent, ": no space left")) from error
         if isinstance(error, PermissionError) or error.errno == errno.EROFS:
             raise DataError(
-                f"data.cache=mmap: no permission to write '{path.parent}'; set data.cache_dir=<folder>"
+                f"data.cache: no permission to write '{path.parent}'; set data.cache_dir=<folder>"
             ) from error
         if isinstance(error, NotADirectoryError | FileExistsError):
             raise DataError(f"data.cache_dir: '{path.parent}' is, or lies below, a file; give a folder") from error
@@ -158,9 +156,7 @@ def explained(path: Path) -> Iterator[None]:
 
 
 def _no_space(folder: Path, problem: str) -> str:
-    return (
-        f"data.cache=mmap: '{folder}'{problem}; make room, choose another data.cache_dir, or a smaller data.cache_size"
-    )
+    return f"data.cache: '{folder}'{problem}; make room, choose another data.cache_dir, or a smaller data.cache_size"
 
 
 def _layout(start: int, images: StoredImages, size: int | None, jobs: int, track: Track | None) -> Index:
@@ -262,7 +258,7 @@ def _each(work: Callable[[Sequence[int]], T], count: int, jobs: int, track: Trac
         num_workers=workers,
         collate_fn=_same,
         generator=torch.Generator(),
-        worker_init_fn=_end_with_parent,
+        worker_init_fn=end_with_parent,
     )
     parts: Iterable[Any] = loader if track is None else track(loader, title, len(chunks))
     try:
@@ -275,19 +271,7 @@ def _same(part: T) -> T:
     return part
 
 
-def _end_with_parent(_: int) -> None:
-    """End this process when its parent is killed; the loader's own watch misses a kill while it starts."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
-
-
-def _free_memory() -> int | None:
+def free_memory() -> int | None:
     """Bytes that the system can give without swapping; none where it does not say."""
     with suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
         return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")), None)

@@ -61,21 +61,22 @@ def draw_color(config: AugmentConfig, view: int, num_global: int, rng: np.random
         view: running number, global views first.
         num_global: how many views are global.
     """
-    kind = "first_global" if view == 0 else "other_global" if view < num_global else "local"
-    blur = {
-        "first_global": config.blur_first_global,
-        "other_global": config.blur_other_global,
-        "local": config.blur_local,
-    }[kind]
-    solarize = config.solarize_other_global if kind == "other_global" else 0.0
-    order = rng.permutation(4)
-    strength = np.array([config.brightness, config.contrast, config.saturation, config.hue])
-    factor = rng.uniform(-strength, strength)
-    factor[:HUE] = np.maximum(0, 1 + factor[:HUE])
-    flip, jitter, gray, blurred, solarized = rng.random(5)
-    radius = rng.uniform(*config.blur_radius)
+    if view == 0:
+        blur, solarize = config.blur_first_global, 0.0
+    elif view < num_global:
+        blur, solarize = config.blur_other_global, config.solarize_other_global
+    else:
+        blur, solarize = config.blur_local, 0.0
+    order = rng.permutation(4).tolist()
+    # in one go: a call for each number costs several times as much
+    *turns, flip, jitter, gray, blurred, solarized, radius = rng.random(10).tolist()
+    strengths = (config.brightness, config.contrast, config.saturation, config.hue)
+    factor = [-strength + 2 * strength * turn for strength, turn in zip(strengths, turns, strict=True)]
+    factor[:HUE] = [max(0.0, 1 + change) for change in factor[:HUE]]
+    low, high = config.blur_radius
     flags = [jitter < config.jitter, gray < config.grayscale, solarized < solarize]
-    return np.array([flip < config.flip, *order, *factor, *flags, radius if blurred < blur else 0.0], dtype=np.float32)
+    sigma = low + (high - low) * radius if blurred < blur else 0.0
+    return np.array([flip < config.flip, *order, *factor, *flags, sigma], dtype=np.float32)
 
 
 def augment(images: Tensor, parameters: ColorParameters) -> Tensor:

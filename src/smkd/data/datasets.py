@@ -19,7 +19,7 @@ from smkd.errors import DataError
 
 __all__ = [
     "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "configured_spec",
-    "dataset_spec", "describe", "open_split",
+    "dataset_spec", "describe", "open_source", "open_split",
 ]  # fmt: skip
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -125,7 +125,7 @@ def open_split(config: DataConfig, split: str) -> Images:
     limit = config.limit_per_class if split == "train" else None
     if config.dataset == "patterns":
         return PatternImages(split, limit)
-    return _open_source(config).open(split, limit)
+    return open_source(config).open(split, limit)
 
 
 def describe(config: DataConfig) -> str:
@@ -135,12 +135,14 @@ def describe(config: DataConfig) -> str:
         DataError: unknown data set, or a root of no known form.
     """
     dataset_spec(config.dataset)
-    return "patterns: embedded, drawn by formula" if config.dataset == "patterns" else _open_source(config).description
+    return "patterns: embedded, drawn by formula" if config.dataset == "patterns" else open_source(config).description
 
 
-def _open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig) -> Source:
+    """What the configured root holds; raises `DataError` if there is none, or it has no known form."""
     if config.root is None:
         raise DataError(f"data set '{config.dataset}' needs its folder: data=<folder with train/, val/, test/>")
     return open_dataset(
-        config.root, split_seed=config.split_seed, split_file=config.split_file, label_column=config.label_column
-    )
+        config.root, split_by=config.split_by, split_seed=config.split_seed, split_file=config.split_file,
+        label_column=config.label_column,
+    )  # fmt: skip

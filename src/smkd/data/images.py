@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -97,8 +98,22 @@ class StoredImages:
 
     def picture(self, index: int) -> Image.Image:
         """The image as Pillow decodes it, RGB; raises `DataError` naming it if it is unreadable."""
+        return self.decoded(index, self.encoded(index))
+
+    def encoded(self, index: int) -> bytes:
+        """The image as it is stored; raises `DataError` naming it if it cannot be read."""
+        with self._explained(index):
+            return self.store.read(int(self.items[index]))
+
+    def decoded(self, index: int, data: bytes) -> Image.Image:
+        """What `encoded` gave, as Pillow decodes it, RGB; raises `DataError` naming it if it is unreadable."""
+        with self._explained(index):
+            return decode(data)
+
+    @contextmanager
+    def _explained(self, index: int) -> Iterator[None]:
         try:
-            return decode(self.store.read(int(self.items[index])))
+            yield
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise DataError(f"cannot read image '{self.name(index)}': {reason}") from error
@@ -166,7 +181,8 @@ def decode(data: bytes) -> Image.Image:
         raise ValueError("the file is empty")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")
     except UnidentifiedImageError as error:
         raise ValueError("not an image of a known format") from error
     except (OSError, MemoryError):

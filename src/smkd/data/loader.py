@@ -5,22 +5,20 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smkd.config.schema import RunConfig, ViewConfig
-from smkd.data.color import ColorParameters, augment, draw_color, normalize
-from smkd.data.crops import crop_resize, random_box
+from smkd.config.schema import RunConfig
+from smkd.data.color import ColorParameters, augment, normalize
+from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
-from smkd.data.masks import draw_mask
-from smkd.data.randomness import generator
+from smkd.data.draws import Drawing, Draws
 from smkd.data.sampler import EpochSampler
 from smkd.errors import DataError
 
@@ -31,18 +29,14 @@ class Sample(NamedTuple):
     """One image's views before colour.
 
     Attributes:
-        global_crops: uint8 [global views, 3, size, size].
-        local_crops: uint8 [local views, 3, size, size].
-        masks: bool [global views, rows, columns].
-        color: float32 [views, 13], rows of `draw_color`, global views first.
+        crops: uint8 [3, size, size], one a view, global views first.
+        draws: what they were made from, and what else the views need.
         label: class index.
         skipped: unreadable images that this one stands in for.
     """
 
-    global_crops: Tensor
-    local_crops: Tensor
-    masks: NDArray[np.bool_]
-    color: NDArray[np.float32]
+    crops: list[Tensor]
+    draws: Draws
     label: int
     skipped: int
 
@@ -62,6 +56,13 @@ class Batch:
         """Called by the loader when the device copies from pinned memory."""
         return Batch(
             self.global_crops.pin_memory(), self.local_crops.pin_memory(), self.masks,
+            self.color, self.labels, self.skipped,
+        )  # fmt: skip
+
+    def to(self, device: torch.device) -> Batch:
+        """With the crops on the device; the host does not wait for copies from pinned memory."""
+        return Batch(
+            self.global_crops.to(device, non_blocking=True), self.local_crops.to(device, non_blocking=True), self.masks,
             self.color, self.labels, self.skipped,
         )  # fmt: skip
 
@@ -92,60 +93,65 @@ class MultiCropDataset(Dataset[Sample]):
     """
 
     def __init__(self, images: Images, config: RunConfig) -> None:
-        self.images, self.config = images, config
+        self.images, self.config, self.draw = images, config, Drawing(config)
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, index = item
-        config = self.config
-        image, label, skipped = self._load(index)
-        grid = config.global_views.size // config.model.patch_size
-        num_global = config.global_views.count
-        crops: list[Tensor] = []
-        masks, color = [], []
-        for view in range(num_global + config.local_views.count):
-            rng = generator(config.seed, epoch, index, view)
-            kind: ViewConfig = config.global_views if view < num_global else config.local_views
-            box = random_box(image.shape[1], image.shape[2], kind.scale, rng)
-            crops.append(crop_resize(image, box, kind.size))
-            color.append(draw_color(config.augment, view, num_global, rng))
-            if view < num_global:
-                masks.append(draw_mask(config.mask, (grid, grid), epoch, rng))
-        local = crops[num_global:]
-        return Sample(
-            _stacked(crops[:num_global]),
-            _stacked(local) if local else torch.empty(0, 3, 1, 1, dtype=torch.uint8),
-            np.stack(masks), np.stack(color), label, skipped,
-        )  # fmt: skip
+        image, chosen, skipped = first_readable(self.images.load, index, len(self), self.config.data.on_error)
+        draws = self.draw(epoch, index, *image.shape[1:])
+        kinds = (self.config.global_views, self.config.local_views)
+        sizes = [kind.size for kind in kinds for _ in range(kind.count)]
+        crops = [crop_resize(image, box, size) for box, size in zip(draws.boxes, sizes, strict=True)]
+        return Sample(crops, draws, int(self.images.labels[chosen]), skipped)
 
-    def _load(self, index: int) -> tuple[Tensor, int, int]:
-        for skipped in range(len(self.images)):
-            chosen = (index + skipped) % len(self.images)
-            try:
-                return self.images.load(chosen), int(self.images.labels[chosen]), skipped
-            except DataError as error:
-                if self.config.data.on_error == "raise":
-                    raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
-        raise DataError("not one image of the training set can be read")
+
+def first_readable(load: Callable[[int], T], index: int, count: int, on_error: str) -> tuple[T, int, int]:
+    """What `load` gives for an image, or for the next one that can be read.
+
+    Args:
+        index: which image.
+        count: how many there are.
+        on_error: 'raise' or 'skip', as `data.on_error`.
+
+    Returns:
+        It, the number of the image, and how many were skipped.
+
+    Raises:
+        DataError: the image, or each of them, is unreadable.
+    """
+    for skipped in range(count):
+        chosen = (index + skipped) % count
+        try:
+            return load(chosen), chosen, skipped
+        except DataError as error:
+            if on_error == "raise":
+                raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
+    raise DataError("not one image of the training set can be read")
 
 
 def collate(samples: list[Sample]) -> Batch:
     """Stack samples, views first."""
+    num_global = len(samples[0].draws.masks)
     return Batch(
-        _stacked([s.global_crops for s in samples], dim=1),
-        _stacked([s.local_crops for s in samples], dim=1),
-        torch.from_numpy(np.stack([s.masks for s in samples], axis=1)),
-        torch.from_numpy(np.stack([s.color for s in samples], axis=1)),
-        torch.tensor([s.label for s in samples]),
-        sum(s.skipped for s in samples),
+        _stacked([sample.crops[:num_global] for sample in samples]),
+        _stacked([sample.crops[num_global:] for sample in samples]),
+        torch.from_numpy(np.stack([sample.draws.masks for sample in samples], axis=1)),
+        torch.from_numpy(np.stack([sample.draws.color for sample in samples], axis=1)),
+        torch.tensor([sample.label for sample in samples]),
+        sum(sample.skipped for sample in samples),
     )
 
 
-def _stacked(crops: list[Tensor], dim: int = 0) -> Tensor:
-    """Stack crops [..., 3, height, width] whose channels lie together in memory, which stay together: it is faster."""
-    return torch.stack([crop.movedim(-3, -1) for crop in crops], dim=dim).movedim(-1, -3)
+def _stacked(crops: list[list[Tensor]]) -> Tensor:
+    """uint8 [views, samples, 3, size, size]; the channels of a pixel stay together in memory, which is faster."""
+    views = list(zip(*crops, strict=True))
+    if not views:
+        return torch.empty(0, len(crops), 3, 1, 1, dtype=torch.uint8)
+    pixels = torch.stack([crop.permute(1, 2, 0) for view in views for crop in view])
+    return pixels.view(len(views), len(crops), *pixels.shape[1:]).movedim(-1, -3)
 
 
 def worker_count(config: RunConfig, device: torch.device) -> int:
@@ -170,11 +176,12 @@ def batches(loader: Iterable[T]) -> Iterator[T]:
 
 
 def make_loader(
-    dataset: MultiCropDataset, sampler: EpochSampler, num_workers: int, *, pin_memory: bool
-) -> DataLoader[Sample]:
+    dataset: Dataset[Any], sampler: EpochSampler, num_workers: int, *, pin_memory: bool,
+    collate_fn: Callable[[list[Any]], Any] = collate,
+) -> DataLoader[Any]:  # fmt: skip
     """Loader whose epoch is chosen by `sampler.set_epoch`."""
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
+        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_return_large_arrays,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from smkd.config.schema import MaskConfig
 
 ASPECT = (0.3, 1 / 0.3)
+LOG_ASPECT = math.log(ASPECT[0]), math.log(ASPECT[1])
 TRIES_PER_BLOCK = 10
 
 Mask = NDArray[np.bool_]
@@ -32,9 +33,10 @@ def draw_mask(config: MaskConfig, grid: tuple[int, int], epoch: int, rng: np.ran
     if epoch < config.start_epoch:
         return np.zeros(grid, dtype=bool)
     ratios = [
-        ratio + rng.uniform(-jitter, jitter) for ratio, jitter in zip(config.ratio, config.ratio_jitter, strict=True)
+        ratio + (-jitter + 2 * jitter * rng.random())
+        for ratio, jitter in zip(config.ratio, config.ratio_jitter, strict=True)
     ]
-    wanted = float(rng.choice(ratios)) * grid[0] * grid[1]
+    wanted = ratios[rng.integers(len(ratios))] * grid[0] * grid[1]
     return _block_mask(grid, wanted, rng) if config.shape == "block" else _random_mask(grid, wanted, rng)
 
 
@@ -53,13 +55,13 @@ def _block_mask(grid: tuple[int, int], wanted: float, rng: np.random.Generator) 
         for _ in range(TRIES_PER_BLOCK):
             # not ordered on purpose: near the end the smallest block may exceed what is missing
             area = smallest + rng.random() * (missing - smallest)
-            aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+            aspect = math.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * rng.random())
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if h >= rows or w >= columns:
                 continue
             top, left = int(rng.integers(0, rows - h + 1)), int(rng.integers(0, columns - w + 1))
             block = mask[top : top + h, left : left + w]
-            added = block.size - int(block.sum())
+            added = h * w - np.count_nonzero(block)
             if 0 < added <= missing:
                 block[:] = True
                 missing -= added

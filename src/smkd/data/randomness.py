@@ -16,3 +16,22 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
     """Generator of one stream of one sample; all arguments non-negative."""
     # the lowest counter word advances with each draw, the other three say whose draws these are
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, stream, index, epoch]))
+
+
+class Streams:
+    """The generators of one seed, one at a time: setting the state of one takes a fifth of the time of making another.
+
+    Args:
+        seed: non-negative.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.Philox(key=seed)
+        self._generator = np.random.Generator(self._bits)
+        self._state = self._bits.state  # nothing is drawn yet, so no number is left over in it
+
+    def at(self, epoch: int, index: int, stream: int) -> np.random.Generator:
+        """What `generator` gives; valid until the next call."""
+        self._state["state"]["counter"][:] = 0, stream, index, epoch
+        self._bits.state = self._state
+        return self._generator

@@ -13,11 +13,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from smkd.data.class_split import listed, split_by_file, split_by_seed
 from smkd.data.hub import PREFIX, open_hub
+from smkd.data.image_split import part_of_each_class
 from smkd.data.images import SPLITS, FolderImages, StoredImages, chosen_images, class_folders, is_image
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
@@ -39,20 +41,24 @@ class Source:
         form: what it is, in a few words.
         rule: where the splits come from, in a few words.
         classes: names of each split's classes; splits that are not there are left out.
-        own_folders: the class folders lie in a folder of their split.
+        own_splits: the splits are the data's own.
         listing: the images, unless they are found by looking into class folders.
+        image_seed: splits the images of every class; none where splits differ by class or are the data's own.
     """
 
     root: str
     form: str
     rule: str
     classes: Mapping[str, list[str]]
-    own_folders: bool = False
+    own_splits: bool = False
     listing: Listing | None = field(default=None, repr=False)
+    image_seed: int | None = None
 
     @property
     def description(self) -> str:
         """One line for the user: what was found and how it is split."""
+        if self.image_seed is not None:
+            return f"{self.root}: {self.form}, {self.rule}; classes: {len(self.classes[SPLITS[0]])}"
         counts = ", ".join(f"{split} {len(names)}" for split, names in self.classes.items())
         line = f"{self.root}: {self.form}, {self.rule}; classes: {counts}"
         shared = self.shared_classes()
@@ -77,11 +83,17 @@ class Source:
         Raises:
             DataError: there is no such split, or a class folder is empty.
         """
+        if self.image_seed is not None:
+            return part_of_each_class(self._of_classes(split, None), split, self.image_seed, limit_per_class)
         if split not in self.classes:
-            expected = f" (expected '{self.root}/{split}/<class>/<image>')" if self.own_folders else ""
+            in_folders = self.own_splits and self.listing is None
+            expected = f" (expected '{self.root}/{split}/<class>/<image>')" if in_folders else ""
             raise DataError(f"'{self.root}' has no {split} split{expected}; it has {', '.join(self.classes)}")
+        return self._of_classes(split, limit_per_class)
+
+    def _of_classes(self, split: str, limit_per_class: int | None) -> StoredImages:
         if self.listing is None:
-            if self.own_folders:
+            if self.own_splits:
                 return FolderImages(Path(self.root) / split, limit_per_class)
             return FolderImages(Path(self.root), limit_per_class, self.classes[split])
         chosen = set(self.classes[split])
@@ -91,14 +103,16 @@ class Source:
 
 
 def open_dataset(
-    root: Path | str, *, split_seed: int = 0, split_file: Path | None = None, label_column: str | None = None
-) -> Source:
+    root: Path | str, *, split_by: Literal["classes", "images"] = "classes", split_seed: int = 0,
+    split_file: Path | None = None, label_column: str | None = None,
+) -> Source:  # fmt: skip
     """Find out what a root holds.
 
     Args:
         root: folder, table, tar file, or `hf:<name>`.
-        split_seed: of the split by class, for data without splits of their own.
-        split_file: CSV (class,split) to use instead of the seed.
+        split_by: what splits data without splits of their own: their classes, or the images of every class.
+        split_seed: of that split.
+        split_file: CSV (class,split) to use instead of the seed, for classes.
         label_column: column of a table that holds the class, if it is not called label or class.
 
     Raises:
@@ -107,8 +121,12 @@ def open_dataset(
     place = root.as_posix() if isinstance(root, Path) else root
     found = open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
     listing = found if isinstance(found, Listing) else None
+    by_image = split_by == "images" and found.splits is None
+    pairs: Iterable[tuple[str, str]]
     if found.splits is not None:
         pairs, rule = zip(found.splits, found.classes, strict=True), "splits of its own"
+    elif by_image:
+        pairs, rule = itertools.product(SPLITS, found.classes), f"images of each class split with seed {split_seed}"
     else:
         if split_file is not None:
             chosen, rule = split_by_file(found.classes, split_file), f"split by class as {split_file} says"
@@ -117,12 +135,14 @@ def open_dataset(
         pairs = zip(chosen.values(), chosen, strict=True)
     # said and not refused: `smkd eval --data` takes a run's settings to data that may be of another form
     unused = {
-        "split_seed": split_seed and (found.splits is not None or split_file is not None),
-        "split_file": split_file is not None and found.splits is not None,
+        "split_by": split_by == "images" and found.splits is not None,
+        "split_seed": split_seed and (found.splits is not None or (split_file is not None and not by_image)),
+        "split_file": split_file is not None and (found.splits is not None or by_image),
         "label_column": label_column and (listing is None or isinstance(listing.store, ShardStore)),
     }
     rule += "".join(f" (data.{name} is not used)" for name, given in unused.items() if given)
-    return Source(place, found.form, rule, _grouped(pairs), listing is None and found.splits is not None, listing)
+    seed = split_seed if by_image else None
+    return Source(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,8 @@ CLOSE = 0.1
 
 Expected = Mapping[str, Mapping[str, int]]
 """Images of each class of each split, as published."""
+Files = Mapping[str, str]
+"""SHA-256 in hex of each '<split>/<class>/<image>', as prepared."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,7 @@ class Report:
         leaked: names of images with the same pixels in different splits, one group a picture.
         repeated: the same inside one split.
         counts: where the counts are not the published ones.
+        changed, missing, extra: '<split>/<class>/<image>' of files that are not as they were prepared.
         mean, std: of the training images on the 0-1 scale; none without a readable one.
         used_mean, used_std: the normalisation constants.
         problems: what is wrong, a line each.
@@ -77,6 +81,9 @@ class Report:
     leaked: list[list[str]]
     repeated: list[list[str]]
     counts: list[str]
+    changed: list[str]
+    missing: list[str]
+    extra: list[str]
     mean: Channels | None
     std: Channels | None
     used_mean: Channels
@@ -91,7 +98,7 @@ class Report:
 
 def verify(
     source: Source, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
-    jobs: int = 1, track: Track | None = None,
+    prepared: Files | None = None, jobs: int = 1, track: Track | None = None,
 ) -> Report:  # fmt: skip
     """Look at every image of every split.
 
@@ -100,6 +107,7 @@ def verify(
         dataset: its name in the data-set table, whose row is `spec`.
         crop: side in pixels of the views that are cut from the images.
         expected: the published counts, where they are known.
+        prepared: the files that `dataset.json` names, where there is one.
         jobs: processes.
         track: shows progress.
 
@@ -112,12 +120,25 @@ def verify(
     leaked, repeated = _repeats(images, seen)
     counts = [] if expected is None else _counts(images, expected)
     shared = source.shared_classes()
+    found = {} if prepared is None else _files(source, images, seen)
+    changed = [name for name in found if prepared and name in prepared and found[name] != prepared[name]]
+    missing, extra = sorted((prepared or {}).keys() - found.keys()), sorted(found.keys() - (prepared or {}).keys())
     mean, std = _statistics(seen.get("train"))
     return Report(
-        source.description, dataset, crop, facts, shared, leaked, repeated, counts, mean, std, spec.mean, spec.std,
-        problems=_problems(facts, shared, leaked, counts),
+        source.description, dataset, crop, facts, shared, leaked, repeated, counts, changed, missing, extra,
+        mean, std, spec.mean, spec.std,
+        problems=_problems(facts, shared, leaked, counts) + _file_problems(changed, missing, extra),
         warnings=_warnings(facts, repeated, crop, (mean or ()) + (std or ()), spec),
     )  # fmt: skip
+
+
+def _files(source: Source, images: Mapping[str, StoredImages], seen: Mapping[str, Seen]) -> Files:
+    """SHA-256 of each image file by its place in the folder."""
+    return {
+        Path(of_split.name(index)).relative_to(source.root).as_posix(): digest
+        for split, of_split in images.items()
+        for index, digest in enumerate(seen[split].files)
+    }
 
 
 def _facts(images: StoredImages, seen: Seen, crop: int) -> SplitFacts:
@@ -194,6 +215,11 @@ def _problems(
     if leaked:
         lines.append(f"{len(leaked)} pictures are in more than one split (leakage: training sees what is tested)")
     return lines
+
+
+def _file_problems(changed: list[str], missing: list[str], extra: list[str]) -> list[str]:
+    kinds = {"differ from dataset.json": changed, "of dataset.json are missing": missing, "are not in it": extra}
+    return [f"{len(names)} files {kind}: {listed(names)}" for kind, names in kinds.items() if names]
 
 
 def _warnings(

@@ -18,11 +18,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
-from smkd.data.loader import MultiCropDataset, Views, batches, make_loader, make_views, worker_count
+from smkd.data.device_loader import training_loader
+from smkd.data.loader import Views, batches, make_views
 from smkd.data.masks import draw_mask
+from smkd.data.prefetch import on_device
 from smkd.data.randomness import generator
 from smkd.data.sampler import EpochSampler
+from smkd.engine.compiling import compile_backbones
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.runlog import console
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
 
@@ -87,6 +91,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
     real = config.data.root is not None or config.data.dataset == "patterns"
     classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
+    compile_backbones(learner.pair, config.compile, device, console.print)
     source = _loaded(config, learner, device) if real else itertools.repeat(synthetic_views(config, device))
     rates = rates_at(config, config.epochs // 2, 1)  # past warm-up, nothing frozen
 
@@ -120,8 +125,9 @@ def bench(config: RunConfig, steps: int) -> Bench:
 
 
 def synthetic_views(config: RunConfig, device: torch.device) -> Views:
-    """Views of noise on the device, with masks as in training and four images of each class."""
+    """Views of noise on the device, with masks as in training and the sampler's images of each class, or four."""
     batch = config.batch_size // config.accumulate
+    per_class = IMAGES_PER_CLASS if config.data.sampler is None else config.data.sampler.per_class
     grid = config.global_views.size // config.model.patch_size
     noise = torch.Generator().manual_seed(config.seed)
 
@@ -136,7 +142,7 @@ def synthetic_views(config: RunConfig, device: torch.device) -> Views:
         views(config.global_views.count, config.global_views.size),
         views(config.local_views.count, config.local_views.size),
         torch.stack([torch.stack(of_view) for of_view in masks]),
-        torch.arange(batch) // IMAGES_PER_CLASS % SYNTHETIC_CLASSES,
+        torch.arange(batch) // per_class % SYNTHETIC_CLASSES,
     )
 
 
@@ -161,12 +167,10 @@ def _loaded(config: RunConfig, learner: Learner, device: torch.device) -> Iterat
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
     )
-    loader = make_loader(
-        MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
-    )
+    loader = training_loader(images, config, sampler, device)
     for epoch in itertools.count():
         sampler.set_epoch(epoch)
-        loaded = batches(loader)
+        loaded = on_device(batches(loader), device)
         while True:
             with learner.part("data"):
                 batch = next(loaded, None)

@@ -12,7 +12,7 @@ from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
-from smkd.interop import fetching, load, reading
+from smkd.interop import fetching, header, load, reading
 from smkd.models.vit import VisionTransformer
 
 
@@ -24,7 +24,7 @@ def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[d
         base: settings to go with foreign weights, which bring none.
 
     Raises:
-        CheckpointError: missing, unreadable, no ViT, or foreign where `base` is None.
+        CheckpointError: missing, unreadable, no ViT, or foreign, not of `smkd export`, where `base` is None.
     """
     source = str(where)
     ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
@@ -32,7 +32,7 @@ def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[d
     content = reading.read(file)
     if is_ours(content):
         return content, file
-    if base is None:
+    if base is None and header.KEY not in content:
         raise CheckpointError(
             f"'{source}' is not a checkpoint of smkd; foreign weights need --recipe, or `smkd import`"
         )

@@ -5,7 +5,6 @@ runs/<name>/config.yaml, command.txt, env.json, metrics.jsonl, tensorboard/, che
 
 from __future__ import annotations
 
-import math
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -21,14 +20,18 @@ from smkd.config import loading
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import DatasetSpec, Images, configured_spec, describe, open_split
-from smkd.data.loader import Batch, MultiCropDataset, Views, batches, make_loader, make_views, worker_count
+from smkd.data.device_loader import training_loader
+from smkd.data.loader import Batch, Views, batches, make_views
+from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
+from smkd.engine.compiling import compile_backbones
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.meter import Meter
 from smkd.engine.restore import open_checkpoint, restore
 from smkd.engine.runlog import RunLog, console
 from smkd.engine.schedules import rates_at
+from smkd.engine.selection import Selection
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError
 from smkd.interop.load import MARK
@@ -94,18 +97,18 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
     # Where the weights come from, in this order: this run's last checkpoint, `init`, random.
     resumed = _resumable(config, out)
     notes: list[str] = []
+    first_epoch, selection = 0, Selection(config.validation.patience)
     if resumed is not None:
         state = checkpoint.load(resumed)
         restore(learner, state, optimizer=True)
-        first_epoch, best = int(state["epoch"]), float(state["best"])
-    else:
-        first_epoch, best = 0, -math.inf
-        if config.init is not None:
-            state, _ = open_checkpoint(config.init, config)
-            notes = [*state.get(MARK, []), *restore(learner, state, optimizer=config.init_optimizer)]
-    if first_epoch >= config.epochs:
+        first_epoch = int(state["epoch"])
+        selection = Selection(config.validation.patience, float(state["best"]), int(state.get("stale", 0)))
+    elif config.init is not None:
+        state, _ = open_checkpoint(config.init, config)
+        notes = [*state.get(MARK, []), *restore(learner, state, optimizer=config.init_optimizer)]
+    if first_epoch >= config.epochs or selection.exhausted:
         if distributed.is_main():
-            console.print(f"{out}: already complete ({config.epochs} epochs)", markup=False)
+            console.print(f"{out}: already complete ({first_epoch} epochs)", markup=False)
         return out
     images = cached(images, config.data, "train", _progress)
     if config.overwrite:
@@ -119,35 +122,41 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
         if isinstance(images, CachedImages):
             log.say(images.description)
         log.say(_headline(config, learner, images, sampler, first_epoch, resumed))
-        loader = make_loader(
-            MultiCropDataset(images, config), sampler, worker_count(config, device), pin_memory=device.type == "cuda"
-        )
+        compile_backbones(learner.pair, config.compile, device, log.say)
+        loader = training_loader(images, config, sampler, device)
         steps = sampler.steps
+
+        def close_epoch(done: int, scores: dict[str, float]) -> None:
+            is_best = selection.take(_validate(config, evaluator, learner, device, log, done, done * steps))
+            if scores:
+                log.write("epoch", done * steps, {"epoch": done, **scores})
+            if distributed.is_main():
+                state = {
+                    **learner.state(), "epoch": done, "step": done * steps, "best": selection.best,
+                    "stale": selection.stale, "config": config.model_dump(mode="json"),
+                    "classes": images.class_names, "version": __version__,
+                }  # fmt: skip
+                _save(state, out / "checkpoints", config, done, is_best=is_best)
+            distributed.barrier()
+
+        if selection.patience and resumed is None:
+            close_epoch(0, {})
         with log.bar(config.phase, config.epochs * steps, first_epoch * steps) as bar:
             for epoch in range(first_epoch, config.epochs):
                 sampler.set_epoch(epoch)
                 started = time.perf_counter()
                 meter = Meter(log, config, epoch, steps, out)
-                passes = _views(batches(loader), spec, device, config.accumulate, meter)
+                passes = _views(on_device(batches(loader), device), spec, device, config.accumulate, meter)
                 for step, views in enumerate(passes, start=epoch * steps):
                     rates = rates_at(config, step, steps)
                     _seed_device(config.seed, step)
                     meter.record(step, learner.step(views, rates), rates.lr)
                     bar.advance(meter.note)
-                scores = meter.close(time.perf_counter() - started)
-                done = epoch + 1
-                accuracy = _validate(config, evaluator, learner, device, log, done, done * steps)
-                is_best = accuracy is not None and accuracy > best
-                best = accuracy if is_best and accuracy is not None else best
-                log.write("epoch", done * steps, {"epoch": done, **scores})
-                if distributed.is_main():
-                    state = {
-                        **learner.state(), "epoch": done, "step": done * steps, "best": best,
-                        "config": config.model_dump(mode="json"), "classes": images.class_names,
-                        "version": __version__,
-                    }  # fmt: skip
-                    _save(state, out / "checkpoints", config, done, is_best=is_best)
-                distributed.barrier()
+                close_epoch(epoch + 1, meter.close(time.perf_counter() - started))
+                # the first process alone knows the accuracies
+                if distributed.sum_int(int(distributed.is_main() and selection.exhausted), device):
+                    log.say(f"stopped: {selection.stale} validations without a gain")
+                    break
     finally:
         log.close()
     return out

@@ -22,6 +22,8 @@ from smkd.models.vit import Tokens, VisionTransformer, patch_attention
 
 NORM_EPS = 1e-12
 PIXEL_SIDE = 16
+BATCH, CPU_BATCH = 128, 32
+"""Images at once; on a CPU as many as its caches hold the activations of."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class Stream:
 
     def __init__(
         self, images: Images, encode: Callable[[Tensor], Tensor], dim: int, *, resize: int, crop: int, on_error: str,
-        batch_size: int = 128, num_workers: int = 0,
+        batch_size: int = BATCH, num_workers: int = 0,
     ) -> None:  # fmt: skip
         self.images, self.encode, self.dim = images, encode, dim
         self.loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
@@ -134,7 +136,10 @@ def backbone_stream(
         return pool(blocks, config).cpu()
 
     dim = backbone.embed_dim * config.blocks * len(config.parts)
-    return Stream(images, encode, dim, resize=resize, crop=crop, on_error=on_error, num_workers=num_workers)
+    return Stream(
+        images, encode, dim, resize=resize, crop=crop, on_error=on_error, num_workers=num_workers,
+        batch_size=CPU_BATCH if device.type == "cpu" else BATCH,
+    )  # fmt: skip
 
 
 def pixel_stream(images: Images, *, side: int = PIXEL_SIDE, on_error: str = "raise") -> Stream:

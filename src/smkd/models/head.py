@@ -32,10 +32,6 @@ class PrototypeLayer(nn.Module):
         weight: Tensor = self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True))
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> [..., prototypes]."""
-        return F.linear(x, self.prototypes())
-
 
 class PatchLogits(NamedTuple):
     """Logits of patches, not yet multiplied out: `embedded @ prototypes.T`.
@@ -71,18 +67,23 @@ class ProjectionHead(nn.Module):
         if config.num_patch_prototypes is not None:
             self.last_layer2 = PrototypeLayer(config.bottleneck_dim, config.num_patch_prototypes, fixed_norm=fixed)
 
-    def forward(self, cls: Tensor) -> Tensor:
-        """[CLS] tokens [..., dim] -> logits [..., prototypes]."""
-        logits: Tensor = self.last_layer(self._embed(cls))
-        return logits
+    def forward(self, cls: Tensor, patches: Tensor | None = None) -> tuple[Tensor, PatchLogits | None]:
+        """Logits of [CLS] tokens and of patch tokens; the MLP runs once over both.
 
-    def patch_logits(self, patches: Tensor) -> PatchLogits:
-        """Patch tokens [rows, dim] -> their logits, in factors."""
-        embedded, prototypes = self._embed(patches), (self.last_layer2 or self.last_layer).prototypes()
-        if torch.is_autocast_enabled(patches.device.type):
-            low = torch.get_autocast_dtype(patches.device.type)
-            embedded, prototypes = embedded.to(low), prototypes.to(low)
-        return PatchLogits(embedded, prototypes)
+        Args:
+            cls: [rows, dim].
+            patches: [other rows, dim], or None.
 
-    def _embed(self, x: Tensor) -> Tensor:
-        return F.normalize(self.mlp(x), dim=-1, eps=NORM_EPS)
+        Returns:
+            [rows, prototypes], and the patches' logits in factors.
+        """
+        hidden = self.mlp(cls if patches is None else torch.cat([cls, patches]))
+        # under autocast the MLP answers in the precision of matrix products, and a norm in float32
+        embedded = F.normalize(hidden, dim=-1, eps=NORM_EPS).to(hidden.dtype)
+        prototypes = self.last_layer.prototypes().to(hidden.dtype)
+        logits = F.linear(embedded[: len(cls)], prototypes)
+        if patches is None:
+            return logits, None
+        if self.last_layer2 is not None:
+            prototypes = self.last_layer2.prototypes().to(hidden.dtype)
+        return logits, PatchLogits(embedded[len(cls) :], prototypes)

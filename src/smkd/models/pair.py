@@ -59,23 +59,24 @@ class Network(nn.Module):
         shape = global_views.shape[:2]
         flat_masks = None if masks is None else masks.flatten(0, 1)
         seen = self.backbone(global_views.flatten(0, 1), flat_masks, attention=attention)
-        local_cls = None
+        cls = seen.cls
         if local_views is not None and len(local_views):
-            local = self.backbone(local_views.flatten(0, 1))
-            local_cls = self.head(local.cls).unflatten(0, local_views.shape[:2])
+            cls = torch.cat([cls, self.backbone(local_views.flatten(0, 1)).cls])
+        chosen = None
+        if patches:
+            chosen = seen.patches.flatten(0, 1)
+            chosen = chosen if rows is None else chosen[rows]
+        logits, patch_logits = self.head(cls, chosen)
+        logits = logits.unflatten(0, (-1, shape[1]))
         weights = None
         if attention:
             weights = patch_attention(seen.attention, seen.patches.shape[1]).unflatten(0, shape)
-        logits: PatchLogits | None = None
-        if patches:
-            all_patches = seen.patches.flatten(0, 1)
-            logits = self.head.patch_logits(all_patches if rows is None else all_patches[rows])
         return Outputs(
-            cls=self.head(seen.cls).unflatten(0, shape),
-            patches=logits,
+            cls=logits[: shape[0]],
+            patches=patch_logits,
             tokens=seen.patches.unflatten(0, shape) if tokens else None,
             attention=weights,
-            local_cls=local_cls,
+            local_cls=logits[shape[0] :] if len(logits) > shape[0] else None,
             classes=None if self.classifier is None else self.classifier(seen.cls).unflatten(0, shape),
         )
 
@@ -96,6 +97,7 @@ class StudentTeacher(nn.Module):
         self.needs_patches = objective.mim.weight > 0 or self.needs_tokens
         self.needs_attention = objective.patch.weight > 0 and objective.patch.weighting == "attention"
         self.student = _network(config, student=True, num_classes=supervised)
+        self.student.backbone.recompute = config.recompute
         self.teacher = _network(config, student=False)
         self.teacher.load_state_dict(self._shared(self.student.state_dict()))
         self.teacher.requires_grad_(False)

@@ -8,14 +8,16 @@ rotary positions: Siméoni et al., arXiv 2508.10104 (DINOv3).
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from smkd.config.schema import ModelConfig
 from smkd.errors import ConfigError
+from smkd.models.mlp import Mlp, SwiGlu
 
 SIZES = {  # embed_dim, depth, num_heads
     "debug": (32, 2, 2),
@@ -89,20 +91,6 @@ class Attention(nn.Module):
         return row
 
 
-class Mlp(nn.Module):
-    """Two linear layers with GELU between them."""
-
-    def __init__(self, dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., dim] -> the same."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
-
-
 class LayerScale(nn.Module):
     """A learned factor per channel."""
 
@@ -134,14 +122,15 @@ class Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(
-        self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None, eps: float = NORM_EPS
-    ) -> None:
+        self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None, eps: float = NORM_EPS, *,
+        mlp_dim: int | None = None, swiglu: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.norm1 = nn.LayerNorm(dim, eps=eps)
         self.attn = Attention(dim, num_heads)
         self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.mlp = Mlp(dim, 4 * dim)
+        self.mlp = (SwiGlu if swiglu else Mlp)(dim, mlp_dim or 4 * dim)
         self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
         self.drop_path = DropPath(drop_path)
 
@@ -167,6 +156,8 @@ class VisionTransformer(nn.Module):
         layer_scale: initial LayerScale, or None for none.
         register_tokens: extra tokens between [CLS] and the patches.
         rotary: positions by turning queries and keys, not by a stored embedding; norms with epsilon 1e-5 (DINOv3).
+        mlp_dim: hidden channels of an MLP; None is 4 x embed_dim.
+        swiglu: gated MLPs.
         mask_token: own the token that stands in for masked patches (the student does).
 
     Raises:
@@ -176,7 +167,7 @@ class VisionTransformer(nn.Module):
     def __init__(
         self, *, image_size: int = 224, patch_size: int = 16, embed_dim: int = 384, depth: int = 12,
         num_heads: int = 6, drop_path: float = 0.0, layer_scale: float | None = None, register_tokens: int = 0,
-        rotary: bool = False, mask_token: bool = False,
+        rotary: bool = False, mlp_dim: int | None = None, swiglu: bool = False, mask_token: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
         if embed_dim % num_heads:
@@ -190,6 +181,8 @@ class VisionTransformer(nn.Module):
         self.rotary_dim = embed_dim // num_heads if rotary else 0
         self.grid = image_size // patch_size
         self.register_tokens = register_tokens
+        self.recompute = False
+        """Keep only the input of each block for the backward pass, which runs the block again."""
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if not rotary:
@@ -200,19 +193,21 @@ class VisionTransformer(nn.Module):
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         rates = torch.linspace(0, drop_path, depth).tolist()
         eps = ROTARY_NORM_EPS if rotary else NORM_EPS
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, rate, layer_scale, eps) for rate in rates)
+        self.blocks = nn.ModuleList(
+            Block(embed_dim, num_heads, rate, layer_scale, eps, mlp_dim=mlp_dim, swiglu=swiglu) for rate in rates
+        )
         self.norm = nn.LayerNorm(embed_dim, eps=eps)
         self._initialise()
 
-    @staticmethod
-    def from_config(config: ModelConfig, *, drop_path: float = 0.0, mask_token: bool = False) -> VisionTransformer:
+    @classmethod
+    def from_config(cls, config: ModelConfig, *, drop_path: float = 0.0, mask_token: bool = False) -> Self:
         """Backbone of a named size, with the size's numbers replaced where the configuration gives its own."""
         dim, depth, heads = SIZES[config.size]
-        return VisionTransformer(
+        return cls(
             image_size=config.image_size, patch_size=config.patch_size, embed_dim=config.embed_dim or dim,
             depth=config.depth or depth, num_heads=config.num_heads or heads, drop_path=drop_path,
             layer_scale=config.layer_scale, register_tokens=config.register_tokens,
-            rotary=config.rotary, mask_token=mask_token,
+            rotary=config.rotary, mlp_dim=config.mlp_dim, swiglu=config.swiglu, mask_token=mask_token,
         )  # fmt: skip
 
     def forward(self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False) -> Tokens:
@@ -231,7 +226,10 @@ class VisionTransformer(nn.Module):
             if attention and number == last:
                 assert isinstance(block, Block)
                 row = block.cls_attention(x, rotation)
-            x = block(x, rotation)
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(block, x, rotation, use_reentrant=False)
+            else:
+                x = block(x, rotation)
         return self._tokens(x, row)
 
     def last_blocks(self, images: Tensor, blocks: int) -> list[Tokens]:
@@ -316,7 +314,8 @@ class VisionTransformer(nn.Module):
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """Queries or keys [images, heads, tokens, head dim] with their last tokens, the patches, turned."""
     cosines, sines = rotation
-    others, patches = x[:, :, : -len(cosines)], x[:, :, -len(cosines) :]
+    places = cosines.shape[0]
+    others, patches = x[:, :, :-places], x[:, :, -places:]
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cosines + torch.cat([-second, first], dim=-1) * sines
     return torch.cat([others, turned.to(x.dtype)], dim=2)

@@ -20,10 +20,12 @@ def same_image(targets: Tensor, student_global: Tensor, student_local: Tensor) -
         student_global: logits over temperature [global, batch, prototypes].
         student_local: the same for local views [local, batch, prototypes].
     """
-    other = ~torch.eye(len(targets), dtype=torch.bool, device=targets.device)
-    across = _own_views(targets, student_global)[other]
+    views, batch, _ = targets.shape
+    # a mask of numbers: picking by booleans would wait for the device to count them
+    other = 1 - torch.eye(views, dtype=targets.dtype, device=targets.device)
+    across = _own_views(targets, student_global) * other[:, :, None]
     local = _own_views(targets, student_local)
-    return across.sum() + local.sum(), across.numel() + local.numel()
+    return across.sum() + local.sum(), views * (views - 1) * batch + local.numel()
 
 
 def same_class(

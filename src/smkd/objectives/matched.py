@@ -73,7 +73,7 @@ def matched_entropy(
         matches: pairs of rows.
         temperature: of the student.
     """
-    entropy: Tensor = _MatchedEntropy.apply(embedded, prototypes, targets, matches, temperature)
+    entropy: Tensor = _MatchedEntropy.apply(embedded, prototypes, targets, matches, temperature)  # type: ignore[no-untyped-call]
     return entropy
 
 

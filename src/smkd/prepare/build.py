@@ -16,15 +16,14 @@ import multiprocessing
 import os
 import shutil
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 
+from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 from smkd.prepare.manifest import FILE_NAME, FileRecord, Identity, read_manifest, write_manifest
 from smkd.prepare.writing import AS_IT_IS, WORK_FOLDER, FileRange, Item, Pixels, Record, Writing, write_items
@@ -256,14 +255,7 @@ def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: 
 
 def _begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process answers Ctrl-C
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        wait_for([parent.sentinel])
-        os._exit(1)  # the first process was killed; nobody would ever stop this one
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def _held(item: Item) -> int:

@@ -71,13 +71,12 @@ def views_grid(images: Images, config: RunConfig, chosen: Sequence[int], epoch: 
     for row, index in zip(axes, chosen, strict=True):
         sample = dataset[(epoch, index)]
         _show(row[0], images.load(index).float() / 255)
-        parameters = ColorParameters.unpack(torch.from_numpy(sample.color))
-        crops = [*sample.global_crops, *sample.local_crops]
-        for view, crop in enumerate(crops):
+        parameters = ColorParameters.unpack(torch.from_numpy(sample.draws.color))
+        for view, crop in enumerate(sample.crops):
             of_view = ColorParameters(*(getattr(parameters, name)[view : view + 1] for name in vars(parameters)))
             picture = augment(crop[None], of_view)[0]
-            if view < len(sample.masks):
-                picture = _shaded(picture, torch.from_numpy(sample.masks[view]))
+            if view < len(sample.draws.masks):
+                picture = _shaded(picture, torch.from_numpy(sample.draws.masks[view]))
             _show(row[1 + view], picture)
     titles = ["image"] + ["global, masked"] * config.global_views.count + ["local"] * config.local_views.count
     for axis, title in zip(axes[0], titles, strict=True):
