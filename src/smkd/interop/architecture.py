@@ -15,6 +15,8 @@ from smkd.models.vit import SIZES, VisionTransformer
 
 HEAD_DIM = 64
 """Channels of an attention head in every published ViT of the usual sizes."""
+LARGE_DIM, LARGE_HEAD_DIM = 4096, 128
+"""From so many channels on it is more (DINOv3's 7B)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Architecture:
     register_tokens: int
     layer_scale: bool
     rotary: bool
+    mlp_dim: int
+    swiglu: bool
 
     @staticmethod
     def of(config: ModelConfig) -> Architecture:
@@ -36,6 +40,7 @@ class Architecture:
         return Architecture(
             config.embed_dim or dim, config.depth or depth, config.num_heads or heads, config.patch_size,
             config.register_tokens, config.layer_scale is not None, config.rotary,
+            config.mlp_dim or 4 * (config.embed_dim or dim), config.swiglu,
         )  # fmt: skip
 
     def configured(self, base: ModelConfig, image_size: int) -> ModelConfig:
@@ -46,12 +51,14 @@ class Architecture:
         return ModelConfig.model_validate({
             "size": size or base.size, **own, "patch_size": self.patch_size, "image_size": image_size,
             "drop_path": base.drop_path, "layer_scale": 1.0 if self.layer_scale else None,
-            "register_tokens": self.register_tokens, "rotary": self.rotary,
+            "register_tokens": self.register_tokens, "rotary": self.rotary, "swiglu": self.swiglu,
+            "mlp_dim": None if self.mlp_dim == 4 * self.embed_dim else self.mlp_dim,
         })  # fmt: skip
 
     def __str__(self) -> str:
         extras = [f"{self.register_tokens} registers"] * bool(self.register_tokens) + ["LayerScale"] * self.layer_scale
-        extras += ["rotary positions"] * self.rotary
+        extras += ["rotary positions"] * self.rotary + ["SwiGLU"] * self.swiglu
+        extras += [f"MLPs of {self.mlp_dim}"] * (self.mlp_dim != 4 * self.embed_dim)
         return ", ".join([
             f"{self.embed_dim} channels, {self.depth} blocks, {self.num_heads} heads, patches of {self.patch_size}",
             *extras,
@@ -63,8 +70,7 @@ class Architecture:
         words = {key: value for key, value in mine.items() if value != theirs[key]}
         if "layer_scale" in words:
             words["layer_scale"] = 1.0 if self.layer_scale else "null"
-        if "rotary" in words:
-            words["rotary"] = str(self.rotary).lower()
+        words |= {key: str(words[key]).lower() for key in ("rotary", "swiglu") if key in words}
         return " ".join(f"model.{key}={value}" for key, value in words.items())
 
 
@@ -85,21 +91,31 @@ def recognise(weights: State, file: str, heads: int | None, rotary_side: int | N
             f"'{file}': patch_embed.proj.weight is {list(filters.shape)}; only square patches of three colours fit"
         )
     dim, patch = filters.shape[0], filters.shape[2]
-    if heads is None and dim % HEAD_DIM:
-        raise CheckpointError(f"'{file}': {dim} channels are no multiple of {HEAD_DIM}; give the number of --heads")
+    head_dim = LARGE_HEAD_DIM if dim >= LARGE_DIM else HEAD_DIM
+    if heads is None and dim % head_dim:
+        raise CheckpointError(f"'{file}': {dim} channels are no multiple of {head_dim}; give the number of --heads")
+    mlp_dim, swiglu = _mlp(weights, dim)
     numbers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in weights) if match}
     depth = max(numbers, default=-1) + 1
     if not 0 < depth <= len(weights):
         raise CheckpointError(f"'{file}' lacks blocks: it has {len(numbers)}, numbered up to {depth - 1}")
     registers = weights["reg_token"].shape[-2] if "reg_token" in weights else 0
     architecture = Architecture(
-        embed_dim=dim, depth=depth, num_heads=heads or dim // HEAD_DIM, patch_size=patch,
+        embed_dim=dim, depth=depth, num_heads=heads or dim // head_dim, patch_size=patch,
         register_tokens=registers, layer_scale="blocks.0.ls1.gamma" in weights,
-        rotary=rotary_side is not None,
+        rotary=rotary_side is not None, mlp_dim=mlp_dim, swiglu=swiglu,
     )  # fmt: skip
     if dim % architecture.num_heads:
         raise CheckpointError(f"'{file}': {dim} channels are not divisible by {architecture.num_heads} heads")
     return architecture, (grid_side(weights, file) if rotary_side is None else max(1, rotary_side // patch)) * patch
+
+
+def _mlp(weights: State, dim: int) -> tuple[int, bool]:
+    """Hidden channels of the first block's MLP, and whether it is gated; the usual where it is missing."""
+    first, second = (weights.get(f"blocks.0.mlp.{layer}.weight") for layer in ("fc1", "fc2"))
+    if first is None or second is None or first.ndim != 2 or second.ndim != 2:
+        return 4 * dim, False
+    return second.shape[1], len(first) == 2 * second.shape[1]
 
 
 def grid_side(weights: State, file: str) -> int:
@@ -153,7 +169,6 @@ def with_positions_of_cls(positions: torch.Tensor) -> torch.Tensor:
 def _refuse_other_kinds(weights: State, file: str) -> None:
     no_positions = "pos_embed" not in weights
     kinds = {
-        "SwiGLU in its MLPs": any(re.search(r"\.mlp\.(w12|gate_proj|fc1_g)\.", name) for name in weights),
         "relative positions": no_positions and any(name.endswith("_bias_table") for name in weights),
         "a distillation token": "dist_token" in weights,
         "no [CLS] token": "cls_token" not in weights,

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from smkd.errors import CheckpointError
+from smkd.interop import header
 from smkd.interop.names import State, backbone_weights, head_weights, prefixes
 
 PAIR = ("student", "teacher")
@@ -75,7 +76,7 @@ def recognise(content: Mapping[str, Any], file: str) -> Foreign:
         places = [name for name in CONTAINERS if _tensors(content.get(name))][:1]
         found = {"model": _tensors(content[places[0]] if places else content)}
     networks = {name: _network(weights, file) for name, weights in found.items()}
-    used = {*places, *LOSSES, "args"}
+    used = {*places, *LOSSES, "args", header.KEY}
     unused = (str(name) for name, value in content.items() if isinstance(value, Mapping) and name not in used)
     return Foreign(_layout(content, next(iter(found.values()))), networks, _centres(content), tuple(unused))
 
@@ -145,6 +146,7 @@ def _no_vit(weights: State, file: str) -> str:
 def _layout(content: Mapping[str, Any], weights: State) -> str:
     names = "\n".join(weights)
     known = {
+        "an export of smkd": header.KEY in content,
         "a training file of SMKD or iBOT": "ibot_loss" in content or "masked_embed" in names,
         "a training file of DINO's kind": any(name in content for name in PAIR),
         "transformers": "embeddings.patch_embeddings" in names,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from smkd import __version__
 from smkd.config import loading
 from smkd.config.schema import ModelConfig, RunConfig
 from smkd.errors import CheckpointError
-from smkd.interop import layouts
+from smkd.interop import header, layouts
 from smkd.interop.architecture import (
     Architecture,
     expected_shapes,
@@ -29,10 +30,12 @@ from smkd.models.vit import resized_positions
 NetworkName = Literal["teacher", "student"]
 MARK = "imported"
 """Key of a checkpoint that was made here; its value is the report, one line each."""
+EXPORTED = "exported"
+"""Key of a checkpoint that was made of a file of `smkd export`; its value is what the file says of itself."""
 
 
 def imported(
-    content: Mapping[str, Any], file: str, base: RunConfig, *, network: NetworkName | None = None,
+    content: Mapping[str, Any], file: str, base: RunConfig | None, *, network: NetworkName | None = None,
     heads: int | None = None, allow_missing: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """A checkpoint of ours with the weights of another project's file.
@@ -40,7 +43,8 @@ def imported(
     Args:
         content: what the file holds (`smkd.interop.reading.read`).
         file: what messages call it.
-        base: settings of everything that weights do not decide, such as the data.
+        base: settings of everything that weights do not decide, such as the data; None, and not looked at, for a
+            file of `smkd export`, which brings them.
         network: which of a file's two goes into both of ours; none keeps both as they are.
         heads: number of attention heads; none takes `embed_dim` / 64.
         allow_missing: names of backbone weights that may be missing and then stay as training begins.
@@ -49,7 +53,14 @@ def imported(
         CheckpointError: no ViT, one of another kind, or weights that are missing, unknown or of another shape.
     """
     foreign = layouts.recognise(content, file)
+    if header.KEY in content:
+        base = header.checked(content[header.KEY], file).config
+        heads = Architecture.of(base.model).num_heads
+    assert base is not None
     chosen = _chosen(foreign, network, file)
+    if header.KEY in content:
+        # names alone do not tell it
+        chosen = {name: replace(found, rotary=base.model.rotary) for name, found in chosen.items()}
     report = [f"{file}: {foreign.layout}"]
     models, backbones = {}, {}
     for name, found in chosen.items():
@@ -81,6 +92,7 @@ def imported(
         **states, "objective": foreign.centres if has_head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
         "step": 0, "best": -math.inf, "config": config.model_dump(mode="json"), "classes": [],
         "version": __version__, MARK: report,
+        **({EXPORTED: content[header.KEY]} if header.KEY in content else {}),
     }  # fmt: skip
 
 
@@ -144,7 +156,7 @@ def _backbone(
     weights = dict(network.backbone)
     architecture, side = recognise(weights, file, heads, base.image_size if network.rotary else None)
     model = architecture.configured(base, side)
-    source = "as given" if heads else "channels / 64"
+    source = "as given" if heads else f"channels / {architecture.embed_dim // architecture.num_heads}"
     positions = "" if architecture.rotary else f"; positions for images of {side} pixels"
     lines = [f"ViT: {architecture}; number of heads {source}{positions}"]
     if not architecture.rotary and len(with_positions_of_cls(weights["pos_embed"])[0]) != len(weights["pos_embed"][0]):

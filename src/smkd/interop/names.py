@@ -28,8 +28,12 @@ _RULES = tuple(
         (r"\.layernorm_after\.", ".norm2."),
         (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
         (r"^layernorm\.", "norm."),
-        (r"\.mlp\.up_proj\.", ".mlp.fc1."),
-        (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        (r"\.mlp\.(up_proj|weights_in)\.", ".mlp.fc1."),
+        (r"\.mlp\.(down_proj|weights_out)\.", ".mlp.fc2."),
+        # gated MLPs: facebookresearch's in one or two matrices, timm's
+        (r"\.mlp\.(w12|w2|fc1_x)\.", ".mlp.fc1."),
+        (r"\.mlp\.(w1|fc1_g)\.", ".mlp.gate_proj."),
+        (r"\.mlp\.w3\.", ".mlp.fc2."),
         # facebookresearch: blocks in chunks (the second number counts through), registers
         (r"^blocks\.\d+\.(\d+)\.", r"blocks.\1."),
         (r"^(register|storage)_tokens$", "reg_token"),
@@ -77,7 +81,7 @@ def backbone_weights(weights: State, prefix: str) -> tuple[State, list[str], lis
     if any(name.removeprefix(prefix).startswith("decoder") for name in other) and "mask_token" in found:
         del found["mask_token"]
         other.append(f"{prefix}mask_token")
-    return _with_joined_qkv(found), renamed, other
+    return _with_joined_gates(_with_joined_qkv(found)), renamed, other
 
 
 def head_weights(weights: State, prefix: str) -> State:
@@ -131,6 +135,16 @@ def _with_joined_qkv(weights: State) -> State:
         if any(bias is not None for bias in biases):
             zeros = weights[name].new_zeros(shape[0])
             joined[f"{block}.qkv.bias"] = torch.cat([zeros if bias is None else bias for bias in biases])
+    return joined
+
+
+def _with_joined_gates(weights: State) -> State:
+    """Gate and value of a gated MLP in one matrix, the gate first."""
+    joined = dict(weights)
+    for name, gate in weights.items():
+        value = weights.get(name.replace(".gate_proj.", ".fc1."))
+        if ".mlp.gate_proj." in name and value is not None and value.shape == gate.shape:
+            joined[name.replace(".gate_proj.", ".fc1.")] = torch.cat([joined.pop(name), value])
     return joined
 
 

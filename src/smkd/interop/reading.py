@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 
 from smkd.errors import CheckpointError
+from smkd.interop import header
 
 
 def _number(dtype: np.dtype[Any], raw: bytes) -> bool | int | float:
@@ -42,7 +43,7 @@ STARTS = {
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a PyTorch or safetensors file holds, on the CPU.
+    """What a PyTorch or safetensors file holds, on the CPU; what `smkd export` says of it is under `header.KEY`.
 
     Raises:
         CheckpointError: not weights, damaged, or it would execute code or names a class that weights do not need.
@@ -66,7 +67,10 @@ def read(path: Path) -> dict[str, Any]:
 
 def _safetensors(path: Path) -> dict[str, Any]:
     try:
-        return dict(safetensors.torch.load_file(path))
+        with safetensors.safe_open(path, "pt") as file:
+            exported = header.found(file.metadata() or {})
+        tensors = dict(safetensors.torch.load_file(path))
+        return tensors if exported is None else {**tensors, header.KEY: exported}
     except (safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"cannot read '{path}': the safetensors file is damaged or incomplete") from error
 
