@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -22,13 +23,14 @@ from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.interop.load import MARK
+from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
 
 PIXELS = "pixels"
 FOREIGN_RECIPE = "folder-pretrain"
 """Image size and normalisation (ImageNet's) of weights that bring none."""
-WORKERS_FROM = 256
-"""Fewer images are read before worker processes would have started."""
+WORKERS_FROM, MOST_WORKERS = 256, 16
+"""Fewer images are read before processes for it would have started."""
 Channels = tuple[float, float, float]
 Batches = Iterable[tuple[Tensor, NDArray[np.int64]]]
 Track = Callable[[Batches, int], Batches]
@@ -151,12 +153,10 @@ class Encoder:
         if self.backbone is None:
             return pixel_stream(images, on_error="skip")
         config = self.config
-        # on the CPU the network needs the cores
-        cores = 0 if self.device.type == "cpu" or len(images) < WORKERS_FROM else (os.cpu_count() or 1) - 1
         return backbone_stream(
             self.backbone, images, DatasetSpec(config.mean, config.std), config.features, resize=config.resize,
             crop=config.crop, device=self.device, autocast=autocast_type(config.precision, self.device),
-            num_workers=min(16, cores), on_error="skip",
+            num_workers=_reading_processes(len(images)), on_error="skip",
         )  # fmt: skip
 
 
@@ -204,11 +204,13 @@ def described(backbone: VisionTransformer) -> ModelConfig:
     """
     first = backbone.blocks[0]
     assert isinstance(first, Block)
+    hidden = first.mlp.fc2.in_features
     config = ModelConfig(
         patch_size=backbone.patch_size, image_size=backbone.grid * backbone.patch_size, embed_dim=backbone.embed_dim,
         depth=len(backbone.blocks), num_heads=first.attn.num_heads, drop_path=0.0,
         layer_scale=1.0 if isinstance(first.ls1, LayerScale) else None, register_tokens=backbone.register_tokens,
-        rotary=backbone.rotary_dim > 0,
+        rotary=backbone.rotary_dim > 0, swiglu=isinstance(first.mlp, SwiGlu),
+        mlp_dim=None if hidden == 4 * backbone.embed_dim else hidden,
     )  # fmt: skip
     same = VisionTransformer.from_config(config)
     weights = {name: value for name, value in backbone.state_dict().items() if name != "mask_token"}
@@ -222,6 +224,14 @@ def described(backbone: VisionTransformer) -> ModelConfig:
     if not fits:
         raise ConfigError("this network is not one that settings describe: give its run folder or file instead")
     return config
+
+
+def _reading_processes(images: int) -> int:
+    """How many processes read images while this one runs the network; they idle where the network is the slower."""
+    # a script without a main guard cannot start processes that are not forked
+    if images < WORKERS_FROM or multiprocessing.get_start_method() != "fork":
+        return 0
+    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
 
 
 def _reason(images: Pictures, index: int) -> str:

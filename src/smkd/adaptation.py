@@ -1,0 +1,239 @@
+"""`smkd adapt`: phase 2 on a few labelled images from any backbone, kept only where held-out images gain by it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from smkd.config import loading
+from smkd.config.schema import RunConfig
+from smkd.data.class_split import listed
+from smkd.data.datasets import configured_spec, open_source, open_split
+from smkd.data.images import Images
+from smkd.engine import checkpoint
+from smkd.engine.device import pick_device
+from smkd.engine.launch import launch
+from smkd.engine.restore import backbone_of, open_checkpoint
+from smkd.errors import DataError
+from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
+from smkd.fewshot.held_out import HeldOutImages, Verdicts, verdicts
+from smkd.interop.architecture import Architecture
+from smkd.interop.load import MARK
+
+RECIPE = "adapt"
+CLASSES = 30
+"""With so many classes whole ones are held out: then at least five select the checkpoint, and five others measure."""
+WAY, SHOTS, QUERY = 5, (1, 5), 15
+PER_CLASS, SMALLEST_BATCH = 4, 16
+"""Images of each class in a batch, more if the batch would be smaller than that, fewer if classes are."""
+STEPS = 300
+"""Few images are seen in more epochs, until there are so many steps."""
+VALIDATIONS = 10
+LR_WIDTH = 0.096
+"""Learning rate times channels: wider networks take smaller steps (Yang et al., NeurIPS 2021)."""
+HeldOut = Literal["classes", "images"]
+Settings = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """What came of it.
+
+    Attributes:
+        run: folder; its best checkpoint is the backbone as it was where nothing was better.
+        held_out: classes never seen in training, or other images of the training classes.
+        split: the part that was measured: 'test', or 'val', which also selected the checkpoint, where there is no test.
+        epoch: of the best checkpoint; 0 is the backbone as it was.
+        before, after: of the backbone as it was and of the best checkpoint. For held-out classes few-shot accuracies of
+            the same episodes, one per number of shots; for held-out images which are right, bool [images].
+    """
+
+    run: Path
+    held_out: HeldOut
+    split: str
+    epoch: int
+    before: list[Result] | Verdicts
+    after: list[Result] | Verdicts
+
+
+def adapt(data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = ()) -> Adapted:
+    """Adapt a backbone to labelled images, and measure on held-out ones what that brings (docs/adapt.md).
+
+    The same call goes on with an interrupted run.
+
+    Args:
+        data: labelled images in any form of docs/own-images.md.
+        out: run folder.
+        backbone: run folder, checkpoint, or weights of another project (docs/weights.md).
+        settings: words such as `optim.lr=3e-5`; they go before what is worked out here.
+
+    Raises:
+        SmkdError: wrong settings, data or weights; the message is one line that says what to change.
+    """
+    config, held_out = planned(data, out, backbone, settings)
+    run = launch(config, FewShotValidation() if held_out == "classes" else HeldOutImages())
+    best = checkpoint.find(run)
+    return Adapted(
+        run, held_out, config.evaluation.split, int(checkpoint.load(best)["epoch"]),
+        _measured(backbone, config, held_out), _measured(best, config, held_out),
+    )  # fmt: skip
+
+
+def planned(
+    data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = ()
+) -> tuple[RunConfig, HeldOut]:
+    """The run that `adapt` starts with the same arguments, and what it holds out."""
+    places = {"data.root": str(data), "out": str(out), "init": str(backbone)}
+    typed = [*_words(places), *settings]
+    state, _ = open_checkpoint(backbone, loading.resolve(RECIPE))
+    words = [*_words(_of_backbone(state)), *typed]
+    config = loading.resolve(RECIPE, words)
+    keys = {word.partition("=")[0] for word in typed}
+    held_out, split = _held_out(config, keys)
+    words = [*_words({"data.split_by": held_out, "evaluation.split": split}), *words]
+    config = loading.resolve(RECIPE, words)
+    train = open_split(config.data, "train")
+    _check_training(train)
+    if config.data.sampler is None and "data.sampler" not in keys:
+        sampler = _sampler(train, config)
+        # what is typed is the most that a batch may hold
+        words = [word for word in words if not word.startswith("batch_size=")]
+        words += _words({"data.sampler": sampler, "batch_size": sampler["classes"] * sampler["per_class"]})
+        config = loading.resolve(RECIPE, words)
+    steps = max(1, len(train) // config.batch_size)
+    epochs = config.epochs if "epochs" in keys else max(config.epochs, math.ceil(STEPS / steps))
+    protocols = {
+        f"{group}.{key}": value
+        for group, part in (("validation", "val"), ("evaluation", config.evaluation.split))
+        for key, value in _protocol(open_split(config.data, part), part, held_out).items()
+    }
+    return loading.resolve(
+        RECIPE, [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words]
+    ), held_out
+
+
+def _words(settings: Settings) -> list[str]:
+    # JSON is YAML
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def _of_backbone(state: dict[str, Any]) -> Settings:
+    """What a checkpoint says of its backbone: architecture, head, normalisation, pooling, view sizes and colours."""
+    given = loading.check(state["config"])
+    spec = configured_spec(given.data)
+    taken: dict[str, Any] = {
+        "model": given.model.model_dump(mode="json"), "head": given.head.model_dump(mode="json"),
+        "features": given.features.model_dump(mode="json"), "data.mean": spec.mean, "data.std": spec.std,
+    }  # fmt: skip
+    side, local, resize = given.global_views.size, given.local_views.size, given.validation.resize
+    crop = given.validation.crop
+    if MARK not in state:
+        taken["augment"] = given.augment.model_dump(mode="json")
+    elif given.model.image_size < side:
+        # weights alone say nothing of views: as large as what they were trained on, in the recipe's proportions
+        patch, shrunk = given.model.patch_size, given.model.image_size / side
+        side = crop = given.model.image_size
+        local, resize = max(patch, int(local * shrunk) // patch * patch), round(resize * shrunk)
+    sizes = {"global_views.size": side, "local_views.size": local}
+    return taken | sizes | {
+        f"{group}.{key}": value
+        for group in ("validation", "evaluation") for key, value in (("resize", resize), ("crop", crop))
+    }  # fmt: skip
+
+
+def _held_out(config: RunConfig, keys: Set[str]) -> tuple[HeldOut, str]:
+    """What is held out, and the split that measures it.
+
+    Raises:
+        DataError: there is no val split, or some of its classes are training classes and some are not.
+    """
+    source = open_source(config.data.model_copy(update={"split_by": "images"}))
+    if not source.own_splits:
+        if "data.split_by" in keys:
+            return config.data.split_by, config.evaluation.split
+        by_class = config.data.split_file is not None or len(source.classes["train"]) >= CLASSES
+        return ("classes" if by_class else "images"), config.evaluation.split
+    for split in ("train", "val"):
+        source.open(split)
+    train = set(source.classes["train"])
+    val, test = (set(source.classes.get(split, ())) for split in ("val", "test"))
+    known = sorted(val & train)
+    if known and val - train:
+        raise DataError(
+            f"'{source.root}': val has classes that are in train too ({listed(known)}) and others "
+            f"({listed(sorted(val - train))}); hold out either whole classes or images of all classes"
+        )
+    if known:
+        return "images", "test" if test and test <= train else "val"
+    return "classes", "test" if test and not test & (train | val) else "val"
+
+
+def _check_training(train: Images) -> None:
+    if len(train.class_names) < 2:
+        raise DataError(f"there is one class to train on, '{train.class_names[0]}'; adapting needs at least two")
+    for name, count in zip(train.class_names, np.bincount(train.labels).tolist(), strict=True):
+        if count < 2:
+            raise DataError(f"class '{name}' has one image to train on; adapting compares at least two of each class")
+
+
+def _sampler(train: Images, config: RunConfig) -> dict[str, int]:
+    """Class-balanced batches of as many classes as fit, with two images or more of each."""
+    total = len(train.class_names)
+    passes, most = config.passes, config.batch_size
+    # a class lies within one pass, where its pairs form
+    classes = min(total, most // PER_CLASS) // passes * passes
+    if not classes:
+        raise DataError(
+            f"batches of {most} images from {total} classes cannot be shared by {passes} devices or passes; "
+            "use fewer, or a larger batch_size"
+        )
+    wanted = max(PER_CLASS, min(SMALLEST_BATCH, most) // classes)
+    return {"classes": classes, "per_class": min(wanted, len(train) // total)}
+
+
+def _schedule(steps: int, epochs: int) -> Settings:
+    # the teacher averages over a tenth of the run
+    momentum = 1 - 10 / steps
+    return {
+        "epochs": epochs, "optim.warmup_epochs": epochs // 10, "validation.every": max(1, epochs // VALIDATIONS),
+        "optim.teacher_momentum": round(min(max(momentum, 0.9), 0.996), 4),
+    }  # fmt: skip
+
+
+def _rate(config: RunConfig) -> Settings:
+    return {"optim.lr": round(LR_WIDTH / Architecture.of(config.model).embed_dim, 6)}
+
+
+def _protocol(images: Images, split: str, held_out: HeldOut) -> Settings:
+    """Ways, shots and queries that a split has enough classes and images for.
+
+    Raises:
+        DataError: held-out classes are fewer than two, or one has a single image.
+    """
+    smallest, way = int(np.bincount(images.labels).min()), len(images.class_names)
+    if smallest < 2 or way < 2:
+        if held_out == "images":  # no episodes are drawn
+            return {}
+        raise DataError(
+            f"the {split} split has {way} classes, the smallest with {smallest} images; measuring needs two classes "
+            "with two images each"
+        )
+    shots = [shot for shot in SHOTS if smallest >= 2 * shot]
+    return {"way": min(WAY, way), "shots": shots, "query": min(QUERY, smallest - shots[-1])}
+
+
+def _measured(where: str | Path, config: RunConfig, held_out: HeldOut) -> list[Result] | Verdicts:
+    state, _ = open_checkpoint(where, config)
+    device = pick_device(config.accelerator)
+    backbone = backbone_of(state, str(where), "teacher")[0].to(device)
+    if held_out == "images":
+        return verdicts(backbone, config, config.evaluation, device)
+    return evaluate_features(
+        backbone_features(backbone, config, config.evaluation, device).collect(), config.evaluation
+    )
