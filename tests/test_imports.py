@@ -10,13 +10,15 @@ import pytest
 import smkd
 
 SOURCE = Path(smkd.__file__).parent
-PACKAGES = ("config", "data", "prepare", "models", "interop", "objectives", "engine", "fewshot", "classify", "viz")
+PACKAGES = (
+    "config", "data", "prepare", "models", "interop", "objectives", "engine", "fewshot", "classify", "viz", "app",
+)  # fmt: skip
 # arrows to the left that are left out on purpose: a model sees tensors, not batches
 FORBIDDEN = {("models", "data")}
 # top-level modules that every package may use, and that use nothing but each other
 SUPPORT = ("errors", "distributed")
 # top-level modules that wire the packages together and may import everything
-ENTRY = ("__init__", "__main__", "api", "cli", "demo")
+ENTRY = ("__init__", "__main__", "api", "cli", "demo", "adaptation", "publishing")
 UNWANTED = ("torchvision", "timm")
 
 

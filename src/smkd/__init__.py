@@ -15,16 +15,21 @@ __all__ = [
     "Result",
     "RunConfig",
     "__version__",
+    "adapt",
     "distill",
     "evaluate",
+    "export",
+    "from_pretrained",
     "load",
     "pretrain",
     "resolve",
 ]
 
 if TYPE_CHECKING:
+    from smkd.adaptation import adapt
     from smkd.api import Result, RunConfig, distill, evaluate, load, pretrain, resolve
     from smkd.classify import FewShotClassifier
+    from smkd.publishing import export, from_pretrained
 
 
 def __getattr__(name: str) -> Any:
@@ -33,6 +38,14 @@ def __getattr__(name: str) -> Any:
         from smkd.classify import FewShotClassifier
 
         return FewShotClassifier
+    if name == "adapt":
+        from smkd.adaptation import adapt
+
+        return adapt
+    if name in ("export", "from_pretrained"):
+        from smkd import publishing
+
+        return getattr(publishing, name)
     if name in __all__:
         from smkd import api
 

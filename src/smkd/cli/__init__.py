@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import bench, classify, data, fewshot, interop, training, verify
+from smkd.cli import adapt, bench, browser, classify, data, export, fewshot, interop, training, verify
 from smkd.errors import SmkdError
 
 app = typer.Typer(
@@ -16,6 +16,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command("pretrain")(training.pretrain)
 app.command("distill")(training.distill)
+app.command("adapt")(adapt.adapt)
 app.command("features")(fewshot.features)
 app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
@@ -23,8 +24,10 @@ app.command("fit")(classify.fit)
 app.command("predict")(classify.predict)
 app.command("index")(classify.index)
 app.command("search")(classify.search)
+app.command("app")(browser.app)
 app.command("import")(interop.import_)
 app.command("import-args")(interop.import_args)
+app.command("export")(export.export)
 app.command("demo")(training.demo)
 app.command("bench")(bench.bench)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)

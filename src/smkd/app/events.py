@@ -1,0 +1,187 @@
+"""What happens when something on the page is pressed or dropped: the new values of its components."""
+
+from __future__ import annotations
+
+import html
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from smkd.app.answers import Answer, Lesson, answer, learn, reasons
+from smkd.app.support import Photo, Support, taken, zip_classes
+from smkd.classify.encoder import Encoder
+from smkd.errors import DataError, SmkdError
+
+MOST_QUERIES = 50
+NO_NETWORK = "Plain colours have no attention and no patches: give a network as --backbone to see them."
+Shots = list[tuple[str, str | None]] | None
+"""What a gallery holds: files with their captions."""
+
+
+def photographs(name: str) -> str:
+    """Label of a class's photographs."""
+    return f"Photographs of {name}"
+
+
+def removal(name: str) -> str:
+    """Text of the button that removes a class."""
+    return f"Remove {name}"
+
+
+def add_class(support: Support, drawn: int) -> tuple[Support, int]:
+    """One class more; the cards are drawn anew."""
+    return support.with_class(), drawn + 1
+
+
+def remove_class(number: int, support: Support, drawn: int) -> tuple[Support, int]:
+    """One class less."""
+    return support.without_class(number), drawn + 1
+
+
+def rename(number: int, name: str, support: Support) -> tuple[Any, Any, Any, str]:
+    """Another name: the support, the labels that have the name in them, and what is wrong with it."""
+    try:
+        renamed = support.renamed(number, name)
+    except SmkdError as error:
+        return gr.skip(), gr.skip(), gr.skip(), wrong(error)
+    name = next(group.name for group in renamed.groups if group.number == number)
+    return renamed, gr.Gallery(label=photographs(name)), gr.Button(removal(name)), ""
+
+
+def set_photos(encoder: Encoder, number: int, shots: Shots, support: Support) -> tuple[Any, Any, Any]:
+    """The photographs that a class has now: the support, those that can be read, and a line about the others."""
+    paths, before = _paths(shots), support.photos(number)
+    if paths == [photo.path for photo in before]:
+        return gr.skip(), gr.skip(), gr.skip()
+    photos, refused = taken(encoder, paths, before)
+    try:
+        changed = support.with_photos(number, photos)
+    except SmkdError as error:
+        return gr.skip(), [photo.path for photo in before], wrong(error)
+    return changed, [photo.path for photo in photos], wrong(*refused)
+
+
+def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn: int) -> tuple[Any, Any, str]:
+    """The classes of a zip beside those that are there; classes without photographs make room."""
+    try:
+        refused: list[str] = []
+        support = support.without_empty()
+        for name, paths in zip_classes(Path(archive), place).items():
+            photos, unread = taken(encoder, paths)
+            support, refused = support.with_class(name, photos), refused + unread
+    except SmkdError as error:
+        return gr.skip(), gr.skip(), wrong(error)
+    return support, drawn + 1, wrong(*refused)
+
+
+def press_learn(
+    encoder: Encoder, place: Path, support: Support, before: Lesson | None, old: str | None
+) -> tuple[Lesson | None, str, Any]:
+    """A classifier, a sentence about it and its file; what was there before if it cannot be made."""
+    try:
+        lesson = learn(encoder, support)
+        file = Path(tempfile.mkdtemp(dir=place)) / "classifier.smkd"
+        lesson.classifier.save(file)
+    except SmkdError as error:
+        return before, wrong(error), gr.skip()
+    if old is not None:
+        shutil.rmtree(Path(old).parent, ignore_errors=True)
+    label = f"Download the classifier ({file.stat().st_size / 1e6:.1f} MB)"
+    button = gr.DownloadButton(label, value=str(file), visible=True)
+    return lesson, f"<p role='status'>{html.escape(_summary(lesson))}</p>", button
+
+
+def take(encoder: Encoder, shots: Shots, before: Sequence[Photo]) -> tuple[Any, Any, Any]:
+    """Photographs to classify: those that can be read, and a line about the others."""
+    paths = _paths(shots)
+    if paths == [photo.path for photo in before]:
+        return gr.skip(), gr.skip(), gr.skip()
+    photos, refused = taken(encoder, paths[:MOST_QUERIES], before)
+    if len(paths) > MOST_QUERIES:
+        refused.insert(0, f"at most {MOST_QUERIES} photographs at once; `smkd predict` takes any number")
+    return tuple(photos), [photo.path for photo in photos], wrong(*refused)
+
+
+def select(event: gr.SelectData) -> int:
+    """Which photograph was pressed."""
+    return int(event.index)
+
+
+def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: float) -> list[Any]:
+    """The answers under the photographs, and all about one of them.
+
+    Args:
+        chosen: which; the last if there are fewer.
+        lesson: what has been learned, if anything.
+        queries: the photographs.
+        reject: chance of any of the classes below which the answer is 'none of these'.
+    """
+    if lesson is None or not queries:
+        hidden = [gr.Label(visible=False), gr.Gallery(visible=False), gr.Image(visible=False), gr.Image(visible=False)]
+        return [gr.skip(), "<p>Press Learn first.</p>" if queries else "", *hidden, ""]
+    answers = [answer(lesson, photo, reject) for photo in queries]
+    captions = [(each.photo.path, _caption(each)) for each in answers]
+    return [captions, *_explained(lesson, answers[min(chosen, len(answers) - 1)], reject)]
+
+
+def wrong(*lines: object) -> str:
+    """One line about what went wrong; nothing if nothing did."""
+    if not lines:
+        return ""
+    more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
+    return f"<p class='wrong' role='alert'>{html.escape(str(lines[0]))}{more}</p>"
+
+
+def _paths(shots: Shots) -> list[str]:
+    return [path for path, _ in shots or []]
+
+
+def _summary(lesson: Lesson) -> str:
+    classifier, count = lesson.classifier, len(lesson.photos)
+    left = classifier.left_out_
+    begin = f"Learned {len(classifier.classes_)} classes from {count} photographs (head: {classifier.head_})."
+    if not left.images:
+        return f"{begin} How well is unknown, and so is 'none of these': no class has two photographs."
+    low, high = (100 * share for share in left.interval)
+    return (
+        f"{begin} Of {left.images} photographs, each classified without having been learned from, {left.right} "
+        f"({100 * left.share:.0f} %, 95 % interval {low:.0f} to {high:.0f}) got their own class."
+    )
+
+
+def _caption(given: Answer) -> str:
+    return given.text if given.rejected else f"{given.text} {100 * given.chances[given.text]:.0f}\u00a0%"
+
+
+def _explained(lesson: Lesson, given: Answer, reject: float) -> list[Any]:
+    """The answer, the probabilities, the nearest photographs, the two pictures, and words about them."""
+    name, nearest = given.photo.name, given.neighbours[0]
+    familiar = "" if given.known is None else f"chance of any of the classes {given.known:.2f}, threshold {reject:.2f}"
+    said = f"{html.escape(name)}: <strong>{html.escape(_caption(given))}</strong><small>{familiar}</small>"
+    gallery = [(each.photo.path, f"{each.label} {each.cosine:.2f}") for each in given.neighbours]
+    found = [
+        f"<p role='status'>{said}</p>", gr.Label(given.chances, visible=True), gr.Gallery(gallery, visible=True),
+    ]  # fmt: skip
+    try:
+        why = reasons(lesson, given)
+    except DataError as error:
+        return [*found, gr.Image(visible=False), gr.Image(visible=False), wrong(error)]
+    if why is None:
+        return [*found, gr.Image(visible=False), gr.Image(visible=False), f"<p>{NO_NETWORK}</p>"]
+    looked = 100 * sum(match.weight for match in why.drawn)
+    cosines = "; ".join(f"{number}: {match.cosine:.2f}" for number, match in enumerate(why.drawn, start=1))
+    words = (
+        f"The {len(why.drawn)} matches that add most to a patch-by-patch similarity of {why.similarity:.2f}, which "
+        f"weighs each patch by its attention; these patches get {looked:.0f} % of it. Their cosines: {cosines}."
+    )
+    of_matches = f"Patches of {name} beside those of {nearest.photo.name} ({nearest.label}) that they match"
+    return [
+        *found,
+        gr.Image(why.attention, visible=True, alt_text=f"Where [CLS] attends in {name}"),
+        gr.Image(why.matches, visible=True, alt_text=of_matches),
+        f"<p>{words}</p>",
+    ]

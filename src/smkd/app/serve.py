@@ -1,0 +1,88 @@
+"""Open the page on a port of this machine, with nothing kept after it ends and nothing asked of the internet."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from smkd.app.support import START, Support, folder_classes, taken
+from smkd.classify.encoder import Encoder
+from smkd.errors import ConfigError, DataError
+
+LARGEST_UPLOAD = "1gb"
+
+
+def check_gradio() -> None:
+    """Raise `ConfigError` if the extra is not installed."""
+    # read when gradio is imported
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    try:
+        import gradio  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("smkd app needs the extra: pip install 'smkd[app]'") from error
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise `ConfigError` if the address cannot be listened on."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from error
+
+
+def serve(
+    encoder: Encoder, about: str, folder: Path | None, host: str, port: int, open_browser: bool,
+    say: Callable[[str], None],
+) -> None:  # fmt: skip
+    """Show the page until Ctrl+C or a request to terminate, and remove its files then.
+
+    Args:
+        encoder: backbone of every classifier.
+        about: a sentence about it.
+        folder: class folders to begin with.
+        host, port: address to listen on.
+        open_browser: also open the page in the browser.
+        say: takes a line for the user.
+
+    Raises:
+        DataError: the folder is none of class folders, or an image in it cannot be read.
+    """
+    # `kill`, `docker stop`: end as Ctrl+C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with tempfile.TemporaryDirectory(prefix="smkd-app-") as name:
+        place = Path(name)
+        os.environ["GRADIO_TEMP_DIR"] = name
+        start = START if folder is None else _begun(encoder, folder, place)
+
+        from smkd.app.page import CSS, THEME, build
+
+        page = build(encoder, start, place, about)
+        say(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} (Ctrl+C ends it)")
+        page.launch(
+            server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=THEME, css=CSS,
+            footer_links=["settings"], run_history=False, ssr_mode=False, mcp_server=False,
+            max_file_size=LARGEST_UPLOAD, show_error=True,
+        )  # fmt: skip
+
+
+def _begun(encoder: Encoder, folder: Path, place: Path) -> Support:
+    """Classes of a folder; its images are copied, so that the page may hand them out and nothing else."""
+    support = Support()
+    for name, paths in folder_classes(folder).items():
+        inside = Path(tempfile.mkdtemp(dir=place))
+        copies = [
+            str(shutil.copy(path, inside / f"{number:03}-{Path(path).name}")) for number, path in enumerate(paths)
+        ]
+        photos, refused = taken(encoder, copies)
+        if refused:
+            raise DataError(f"class '{name}': {refused[0]}")
+        support = support.with_class(name, photos)
+    return support

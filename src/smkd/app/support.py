@@ -1,0 +1,199 @@
+"""What a user has dropped so far: classes with their photographs, each read and encoded once, when it comes in."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from smkd.classify.encoder import Encoder
+from smkd.data.images import SPLITS, FolderImages, class_folders, is_image
+from smkd.errors import DataError
+from smkd.prepare.archives import MIB, Bounds, reading, zip_members
+
+MOST_PIXELS = 64_000_000
+"""A photograph of so many takes 0.7 GB for a moment."""
+MOST_PHOTOS = 1000
+ZIP_BOUNDS = Bounds(member=128 * MIB, total=1024 * MIB)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """An image that can be read.
+
+    Attributes:
+        path: its file; two photographs of the same file are equal.
+        feature: float32 [dim].
+    """
+
+    path: str
+    feature: NDArray[np.float32] = field(compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return Path(self.path).name
+
+
+@dataclass(frozen=True)
+class Group:
+    """A class: its number, which never changes, its name and its photographs."""
+
+    number: int
+    name: str
+    photos: tuple[Photo, ...] = ()
+
+
+@dataclass(frozen=True)
+class Support:
+    """Classes in the order in which they came; every change gives a new one."""
+
+    groups: tuple[Group, ...] = ()
+
+    def with_class(self, name: str | None = None, photos: Sequence[Photo] = ()) -> Support:
+        """One class more; photographs of a class that is there already are added to it.
+
+        Args:
+            name: 'class 3' and the like if none is given.
+            photos: of the class.
+        """
+        for group in self.groups:
+            if group.name == name:
+                return self.with_photos(group.number, list(dict.fromkeys([*group.photos, *photos])))
+        number = max((group.number for group in self.groups), default=0) + 1
+        return Support((*self.groups, Group(number, name or f"class {number}", tuple(photos))))
+
+    def without_class(self, number: int) -> Support:
+        """Without a class and its photographs."""
+        return Support(tuple(group for group in self.groups if group.number != number))
+
+    def without_empty(self) -> Support:
+        """Without classes that have no photographs."""
+        return Support(tuple(group for group in self.groups if group.photos))
+
+    def renamed(self, number: int, name: str) -> Support:
+        """With another name for a class; raises `DataError` if it is blank or another class's."""
+        name = " ".join(name.split())
+        if not name:
+            raise DataError("a class needs a name")
+        if any(group.name == name and group.number != number for group in self.groups):
+            raise DataError(f"there is a class '{name}' already")
+        return self._changed(number, lambda group: replace(group, name=name))
+
+    def with_photos(self, number: int, photos: Sequence[Photo]) -> Support:
+        """With these photographs of a class in place of those that it had; raises `DataError` if they are too many."""
+        changed = self._changed(number, lambda group: replace(group, photos=tuple(photos)))
+        if sum(len(group.photos) for group in changed.groups) > MOST_PHOTOS:
+            raise DataError(f"these would be more than {MOST_PHOTOS} photographs; `smkd fit` takes any number")
+        return changed
+
+    def photos(self, number: int) -> tuple[Photo, ...]:
+        """Photographs of a class; none if there is no such class."""
+        return next((group.photos for group in self.groups if group.number == number), ())
+
+    def _changed(self, number: int, change: Callable[[Group], Group]) -> Support:
+        return Support(tuple(change(group) if group.number == number else group for group in self.groups))
+
+
+START = Support().with_class().with_class()
+"""Two classes without photographs."""
+
+
+def taken(encoder: Encoder, paths: Sequence[str], known: Iterable[Photo] = ()) -> tuple[list[Photo], list[str]]:
+    """Photographs of the files that can be read, in order, and a line about each of the others.
+
+    Args:
+        encoder: makes their features.
+        paths: image files.
+        known: photographs that have been read before and are not read again.
+    """
+    found = {photo.path: photo for photo in known}
+    new = [path for path in dict.fromkeys(map(str, paths)) if path not in found]
+    too_large = {path: line for path in new if (line := _too_large(path))}
+    read = [path for path in new if path not in too_large]
+    encoded = encoder.readable(read)
+    for row, feature in zip(encoded.rows, encoded.values, strict=True):
+        found[read[row]] = Photo(read[row], feature)
+    # what a file is called matters to its owner, where it has been put does not
+    refused = [line.replace(str(path), Path(path).name) for line, path in zip(
+        encoded.unreadable, [path for path in read if path not in found], strict=True)]  # fmt: skip
+    photos = [found[path] for path in dict.fromkeys(map(str, paths)) if path in found]
+    return photos, [*too_large.values(), *refused]
+
+
+def folder_classes(folder: Path) -> dict[str, list[str]]:
+    """Image files of each class of a folder of class folders.
+
+    Raises:
+        DataError: no folder, no class folders, a class without images, or a tree of splits.
+    """
+    if not folder.is_dir():
+        there = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")
+    names = class_folders(folder)
+    if set(names) <= set(SPLITS) and any(class_folders(folder / name) for name in names):
+        # taking all of it would learn from the images that are meant for testing
+        raise DataError(f"'{folder}' is a tree of {', '.join(names)}; give one of them, such as {folder / names[0]}")
+    images = FolderImages(folder)
+    return {
+        name: [images.name(int(row)) for row in np.flatnonzero(images.labels == label)]
+        for label, name in enumerate(images.class_names)
+    }
+
+
+def zip_classes(archive: Path, place: Path) -> dict[str, list[str]]:
+    """Image files of each class of a zip of class folders, which may lie in a folder of their own.
+
+    Args:
+        archive: the zip.
+        place: folder for the images; no other member is unpacked.
+
+    Raises:
+        DataError: no zip, damaged, hostile, or not as `folder_classes` wants it.
+    """
+    label = archive.name
+    folder = Path(tempfile.mkdtemp(dir=place))
+    with reading(label), zipfile.ZipFile(archive) as opened:
+        members = [info for info in zip_members(opened, label, ZIP_BOUNDS) if _wanted(info.filename)]
+        if not members:
+            raise DataError(f"'{label}' holds no images; expected a folder of images per class")
+        if len(members) > MOST_PHOTOS:
+            raise DataError(f"'{label}' holds {len(members)} images; at most {MOST_PHOTOS} are taken")
+        for info in members:
+            file = folder / info.filename
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(opened.read(info))
+    inside = folder
+    while len(names := class_folders(inside)) == 1 and class_folders(inside / names[0]):
+        inside /= names[0]
+    try:
+        return folder_classes(inside)
+    except DataError as error:
+        raise DataError(str(error).replace(str(folder), label)) from error
+
+
+def _wanted(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return is_image(name) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+
+
+def _too_large(path: str) -> str | None:
+    """A line about an image with too many pixels, told from its header alone."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+    except Image.DecompressionBombError:
+        return f"'{Path(path).name}' is too large; at most {MOST_PIXELS / 1e6:.0f} million pixels are taken"
+    except Exception:  # whatever Pillow raises on a broken file: reading it will say what is wrong with it
+        return None
+    if width * height <= MOST_PIXELS:
+        return None
+    return (
+        f"'{Path(path).name}' has {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million pixels are taken"
+    )

@@ -1,0 +1,49 @@
+"""What `smkd app` says when it cannot begin."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from classify_data import photographs
+from smkd.cli import browser
+from smkd.errors import SmkdError
+
+app = typer.Typer()
+app.command()(browser.app)
+
+
+def refused(*words: str | Path) -> str:
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    assert isinstance(result.exception, SmkdError), (result.output, result.exception)
+    message = str(result.exception)
+    assert "\n" not in message
+    return message
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert refused("--backbone", "pixels") == "smkd app needs the extra: pip install 'smkd[app]'"
+
+
+def test_what_cannot_be_served(tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs the extra 'app'")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        line = refused("--backbone", "pixels", "--port", str(port))
+    assert line.startswith(f"--host 127.0.0.1 --port {port}: cannot be listened on: ")
+    assert "--host 300.1.1.1" in refused("--backbone", "pixels", "--host", "300.1.1.1")
+    assert "does not exist" in refused("--backbone", tmp_path / "none.pt", "--port", str(port))
+    assert "does not exist" in refused(tmp_path / "none", "--backbone", "pixels", "--port", str(port))
+    folder = photographs(tmp_path / "photos", (2, 2))
+    (next(folder.iterdir()) / "bad.png").write_text("no image")
+    line = refused(folder, "--backbone", "pixels", "--port", str(port))
+    assert "bad.png': not an image of a known format" in line
+    assert line.startswith(f"class '{next(folder.iterdir()).name}': ")
