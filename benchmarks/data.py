@@ -45,6 +45,7 @@ from smkd.prepare.manifest import Identity
 SIDE, CLASSES, PER_CLASS, TIMED_PER_CLASS, BATCH, WORKERS = 480, 4, 64, 16, 16, 4
 QUALITY = 95  # what `smkd data prepare mini-imagenet` writes
 EPOCHS = 5
+FILLING = 15  # epochs until each worker has met nearly all lengths of boxes, whose resize weights it keeps
 DEVICE_BATCH = 128
 CIFAR = {"train": 160, "test": 40}  # images of each of the 100 classes
 
@@ -217,17 +218,19 @@ def kilobytes(process: int, path: Path | None = None) -> dict[str, int]:
 
 
 def memory(config: RunConfig) -> dict[str, Any]:
-    """Megabytes of no file after each epoch, this process and its workers; what they hold of the cache at the end."""
+    """Megabytes of no file before and after each epoch, this process and its workers; what they hold of the cache."""
     loads, sampler = loader(config, "mmap", WORKERS, PER_CLASS)
     images = loads.dataset.images
     assert isinstance(images, CachedImages)
     assert images.path is not None
     own = []
     workers: list[int] = []
-    for epoch in range(EPOCHS):
+    for epoch in range(FILLING + EPOCHS):
         sampler.set_epoch(epoch)
         for _ in loads:
             pass
+        if epoch < FILLING - 1:
+            continue
         workers = [child.pid for child in multiprocessing.active_children() if child.pid is not None]
         own.append(sum(kilobytes(pid)["Pss_Anon"] for pid in [os.getpid(), *workers]) / 1024)
     held = [kilobytes(pid, images.path) for pid in workers]

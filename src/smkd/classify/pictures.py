@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smkd.data.images import decode, image_files
+from smkd.data.images import decode, image_files, upright
 from smkd.errors import DataError
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -67,7 +67,7 @@ class Pictures:
                 raise InputError(f"{self.name(index)} is an array {found}; expected uint8 [height, width, 3]")
             return torch.from_numpy(np.array(item)).permute(2, 0, 1)
         try:
-            picture = item.convert("RGB") if isinstance(item, Image.Image) else decode(Path(item).read_bytes())
+            picture = upright(item.convert("RGB")) if isinstance(item, Image.Image) else decode(Path(item).read_bytes())
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"cannot read image {self.name(index)}: {reason}") from error

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smkd.data.images import StoredImages
+from smkd.data.images import StoredImages, shown_shape
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 
@@ -196,7 +196,7 @@ class _Measure:
     def _shape(self, index: int) -> tuple[int, int]:
         try:
             with Image.open(io.BytesIO(self.images.store.read(int(self.images.items[index])))) as picture:
-                return shrunk_shape(picture.height, picture.width, self.size)
+                return shrunk_shape(*shown_shape(picture), self.size)
         except Exception:  # on broken files Pillow raises anything; the one who loads the image is told
             return 0, 0
 

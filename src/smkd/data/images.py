@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from smkd.errors import DataError
@@ -172,7 +172,7 @@ def chosen_images(store: Store, classes: Sequence[str], items: NDArray[np.int64]
 
 
 def decode(data: bytes) -> Image.Image:
-    """Decode an image file to its last row, as RGB.
+    """Decode an image file to its last row, as RGB and upright.
 
     Raises:
         OSError, ValueError: not an image, or cut short; says which.
@@ -182,13 +182,35 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return upright(image if image.mode == "RGB" else image.convert("RGB"))
     except UnidentifiedImageError as error:
         raise ValueError("not an image of a known format") from error
     except (OSError, MemoryError):
         raise
     except Exception as error:  # on broken files Pillow's readers raise SyntaxError, TypeError and more
         raise ValueError(str(error)) from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """As the camera was held, where the file says so."""
+    if _orientation(image) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def shown_shape(image: Image.Image) -> tuple[int, int]:
+    """Height and width of `upright(image)`, from the header alone."""
+    lies = _orientation(image) >= 5  # turned by a quarter
+    return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF counts; 1 where nothing is said, or nothing that can be read."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata of a good picture
+        return 1
+    return said if said in range(1, 9) else 1
 
 
 def class_folders(folder: Path) -> list[str]:
