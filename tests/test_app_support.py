@@ -151,7 +151,7 @@ def test_zips_that_are_wrong_or_hostile(tmp_path: Path, monkeypatch: pytest.Monk
         with_members("out.zip", "../owl/a.png"): "leads out of the folder",
         with_members("flat.zip", "a.png", "b.png"): "holds no images",
         with_members("none.zip", "owl/a.txt"): "'none.zip' holds no images",
-        with_members("tree.zip", "train/owl/a.png", "test/cat/b.png"): "tree of test, train; give one of them",
+        with_members("tree.zip", "train/owl/a.png", "test/cat/b.png"): "tree of train, test; give one of them",
     }
     place = tmp_path / "place"
     place.mkdir()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from smkd.classify.encoder import Encoder
-from smkd.data.images import SPLITS, FolderImages, class_folders, is_image
+from smkd.classify.pictures import support_images
+from smkd.data.images import class_folders, is_image
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, reading, zip_members
 
@@ -131,16 +132,9 @@ def folder_classes(folder: Path) -> dict[str, list[str]]:
     """Image files of each class of a folder of class folders.
 
     Raises:
-        DataError: no folder, no class folders, a class without images, or a tree of splits.
+        DataError: see `support_images`.
     """
-    if not folder.is_dir():
-        there = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")
-    names = class_folders(folder)
-    if set(names) <= set(SPLITS) and any(class_folders(folder / name) for name in names):
-        # taking all of it would learn from the images that are meant for testing
-        raise DataError(f"'{folder}' is a tree of {', '.join(names)}; give one of them, such as {folder / names[0]}")
-    images = FolderImages(folder)
+    images = support_images(folder)
     return {
         name: [images.name(int(row)) for row in np.flatnonzero(images.labels == label)]
         for label, name in enumerate(images.class_names)

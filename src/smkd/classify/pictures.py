@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smkd.data.images import decode, image_files, upright
+from smkd.data.images import SPLITS, FolderImages, class_folders, decode, image_files, upright
 from smkd.errors import DataError
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -97,3 +97,20 @@ def listed_images(places: Iterable[Path]) -> list[Path]:
             raise DataError(f"folder '{place}' holds no images")
         found += inside
     return found
+
+
+def support_images(folder: Path) -> FolderImages:
+    """Images of a folder of class folders.
+
+    Raises:
+        DataError: no folder, no class folders, a class without images, or a tree of splits.
+    """
+    if not folder.is_dir():
+        there = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")
+    names = class_folders(folder)
+    trees = [split for split in SPLITS if split in names and class_folders(folder / split)]
+    if trees and set(names) <= set(SPLITS):
+        # taking all of it would learn from the images that are meant for testing
+        raise DataError(f"'{folder}' is a tree of {', '.join(trees)}; give one of them, such as {folder / trees[0]}")
+    return FolderImages(folder)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from smkd.classify.encoder import Batches, Encoded, Encoder
     from smkd.classify.estimator import FewShotClassifier
-    from smkd.data.images import FolderImages
 
 NONE = "none of these"
 Backbone = Annotated[
@@ -43,8 +42,9 @@ def fit(
     from smkd.classify.choice import check_head
     from smkd.classify.encoder import open_encoder
     from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.pictures import support_images
 
-    images = _support(support)
+    images = support_images(support)
     if len(images.class_names) < 2:
         raise DataError(f"'{support}' holds one class, '{images.class_names[0]}'; a classifier needs at least two")
     check_head(head)
@@ -122,21 +122,6 @@ def search(
     opened = ImageIndex.load(index_file)
     for name, cosine in opened.search(opened.encoder([image]), top)[0]:
         typer.echo(f"{cosine:7.4f}  {name}")
-
-
-def _support(folder: Path) -> FolderImages:
-    """Images of class folders, all of whose classes have some."""
-    from smkd.data.images import SPLITS, FolderImages, class_folders
-
-    if not folder.is_dir():
-        there = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")
-    names = class_folders(folder)
-    trees = [split for split in SPLITS if split in names and class_folders(folder / split)]
-    if trees and set(names) <= set(SPLITS):
-        # taking all of it would learn from the images that are meant for testing
-        raise DataError(f"'{folder}' is a tree of {', '.join(trees)}; give one of them, such as {folder / trees[0]}")
-    return FolderImages(folder)
 
 
 def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:

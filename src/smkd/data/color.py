@@ -141,12 +141,12 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the HSV hue by `turn` of a full circle, [images, 1, 1, 1], 0 leaves the image."""
-    value, _ = x.max(1)
-    low, _ = x.min(1)
+    r, g, b = x.unbind(1)
+    # several times faster on a CPU than the largest and smallest along an axis of three
+    value, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     spread = value - low
     grey = spread == 0
     safe = torch.where(grey, torch.ones_like(spread), spread)
-    r, g, b = x.unbind(1)
     hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     hue = hue / 6 + turn.view(-1, 1, 1)
     # HSV to RGB without branches: channel n is value - spread * clip(min(k, 4 - k)), k = (n + 6 hue) mod 6
