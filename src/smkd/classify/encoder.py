@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -31,6 +32,8 @@ FOREIGN_RECIPE = "folder-pretrain"
 """Image size and normalisation (ImageNet's) of weights that bring none."""
 WORKERS_FROM, MOST_WORKERS = 256, 16
 """Fewer images are read before processes for it would have started."""
+SMALL = 5e7
+"""Products for an image, parameters times patches, below which a network gains nothing from threads."""
 Channels = tuple[float, float, float]
 Batches = Iterable[tuple[Tensor, NDArray[np.int64]]]
 Track = Callable[[Batches, int], Batches]
@@ -126,7 +129,8 @@ class Encoder:
         images = Pictures(items)
         stream = self._stream(images)
         shown = stream if track is None else track(stream, len(stream.loader))
-        parts = list(shown)
+        with self._few_threads(len(items)):
+            parts = list(shown)
         values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
         rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
         missing = sorted(set(range(len(items))) - set(rows.tolist()))
@@ -148,6 +152,19 @@ class Encoder:
         prefix = "backbone."
         backbone.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         return Encoder(config, backbone, accelerator=accelerator)
+
+    @contextmanager
+    def _few_threads(self, images: int) -> Iterator[None]:
+        """One thread for a small network while processes read: more gain nothing, and wait where those could work."""
+        before = torch.get_num_threads()
+        if self.backbone is not None and self.device.type == "cpu" and _reading_processes(images):
+            tokens = (self.config.crop // self.backbone.patch_size) ** 2
+            if tokens * sum(p.numel() for p in self.backbone.parameters()) < SMALL:
+                torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _stream(self, images: Pictures) -> Stream:
         if self.backbone is None:
