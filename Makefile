@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/smkd demo -o demo
 
 test: lint
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks

@@ -100,6 +100,7 @@ def test_a_recipe_file_extends_a_neighbour_or_a_recipe(tmp_path: Path) -> None:
         (["objective.patch.matching=papers"], ["objective.patch.matching=papers", "'paper'"]),
         (["model=3"], ["model"]),
         (["num_workers=-1"], ["num_workers=-1", "or input should be 'auto'"]),
+        (["compile=maybe"], ["compile=maybe: input should be a valid boolean", "or input should be 'auto'"]),
         (["evaluation.query=some"], ["evaluation.query=some", "integer", "'all'"]),
         (["data.sampler=3"], ["data.sampler=3", "classes, per_class"]),
         (["optim.lr=-1"], ["optim.lr=-1", "greater than 0"]),

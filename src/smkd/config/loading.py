@@ -14,10 +14,13 @@ from pydantic import BaseModel, ValidationError
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
-# What may differ when a run is resumed: none of it changes the numbers that the run computes.
+# What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
 MACHINE_KEYS = frozenset((
     "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
+    "compile", "recompute",
 ))  # fmt: skip
+KINDS = ("bool", "int", "float", "str")
+"""What pydantic calls the kinds of a union where it says which one a value does not fit."""
 
 
 def recipe_names() -> list[str]:
@@ -204,7 +207,8 @@ def _explain(error: ValidationError) -> str:
 
 def _key(location: tuple[int | str, ...]) -> str:
     """Dotted key; pydantic's names for the kinds of a union are left out."""
-    return ".".join(str(part) for part in location if isinstance(part, int) or part.isidentifier())
+    named = (part for part in location if isinstance(part, int) or (part.isidentifier() and part not in KINDS))
+    return ".".join(map(str, named))
 
 
 def _lowered(message: str) -> str:
