@@ -51,10 +51,12 @@ def _onnx_producer(path: Path) -> str:
     """What an ONNX file says of its making; empty if it is no such file."""
     try:
         import onnx
-
-        return str(onnx.load(path, load_external_data=False).producer_name)
-    # whatever a file that is no model makes the parser raise
-    except Exception:
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        return ""
+    try:
+        return str(onnx.load(path, format="protobuf", load_external_data=False).producer_name)
+    except DecodeError:
         return ""
 
 
