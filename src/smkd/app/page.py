@@ -95,11 +95,13 @@ def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Block
         for event in (tried.upload, tried.delete, tried.change):
             event(partial(events.take, encoder), [tried, queries], [queries, tried, refused])
         # of the slider not `release`, which keys do not give
+        given = [chosen, lesson, queries, reject]
         gr.on(
-            [chosen.change, queries.change, lesson.change, reject.change], events.show,
-            [chosen, lesson, queries, reject], [tried, *shown], trigger_mode="always_last",
+            [queries.change, lesson.change, reject.change], events.show, given, [tried, *shown],
+            trigger_mode="always_last",
         )  # fmt: skip
-        tried.select(events.select, None, chosen)
+        # every press shows, also a second one of the same photograph
+        tried.select(events.select, None, chosen).then(events.show, given, [tried, *shown])
     return page
 
 
