@@ -11,6 +11,8 @@ import typer
 from typer.testing import CliRunner
 
 from classify_data import photographs
+from smkd.app.support import START
+from smkd.classify import open_encoder
 from smkd.cli import browser
 from smkd.errors import SmkdError
 
@@ -47,3 +49,16 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     line = refused(folder, "--backbone", "pixels", "--port", str(port))
     assert "bad.png': not an image of a known format" in line
     assert line.startswith(f"class '{next(folder.iterdir()).name}': ")
+
+
+def test_events_take_turns(tmp_path: Path) -> None:
+    """Each reads the state and writes it back, so that two at once would lose photographs."""
+    pytest.importorskip("gradio", reason="needs the extra 'app'")
+    from smkd.app.page import build
+
+    page = build(open_encoder("pixels"), START, tmp_path, "")
+    turns = {
+        event.name: (event.concurrency_id, event.concurrency_limit) for event in page.fns.values() if event.outputs
+    }
+    assert {"add_class", "show", "press"} <= set(turns)
+    assert set(turns.values()) == {("state", 1)}

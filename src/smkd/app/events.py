@@ -62,7 +62,7 @@ def set_photos(encoder: Encoder, number: int, shots: Shots, support: Support) ->
         changed = support.with_photos(number, photos)
     except SmkdError as error:
         return gr.skip(), [photo.path for photo in before], wrong(error)
-    return changed, [photo.path for photo in photos], wrong(*refused)
+    return changed, _shots(photos, paths), wrong(*refused)
 
 
 def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn: int) -> tuple[Any, Any, str]:
@@ -103,12 +103,12 @@ def take(encoder: Encoder, shots: Shots, before: Sequence[Photo]) -> tuple[Any, 
     photos, refused = taken(encoder, paths[:MOST_QUERIES], before)
     if len(paths) > MOST_QUERIES:
         refused.insert(0, f"at most {MOST_QUERIES} photographs at once; `smkd predict` takes any number")
-    return tuple(photos), [photo.path for photo in photos], wrong(*refused)
+    return tuple(photos), _shots(photos, paths), wrong(*refused)
 
 
-def select(event: gr.SelectData) -> int:
-    """Which photograph was pressed."""
-    return int(event.index)
+def press(lesson: Lesson | None, queries: Sequence[Photo], reject: float, event: gr.SelectData) -> list[Any]:
+    """Which photograph was pressed, and what `show` says about it."""
+    return [int(event.index), *show(event.index, lesson, queries, reject)]
 
 
 def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: float) -> list[Any]:
@@ -138,6 +138,12 @@ def wrong(*lines: object) -> str:
 
 def _paths(shots: Shots) -> list[str]:
     return [path for path, _ in shots or []]
+
+
+def _shots(photos: Sequence[Photo], asked: list[str]) -> Any:
+    """What a gallery is to hold; it is left alone where it does, as more may have been dropped there meanwhile."""
+    paths = [photo.path for photo in photos]
+    return gr.skip() if paths == asked else paths
 
 
 def _summary(lesson: Lesson) -> str:

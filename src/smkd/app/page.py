@@ -18,6 +18,9 @@ TOP = 5
 THEME = gr.themes.Soft(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="md"
 )
+# an event reads the state of the page and writes it back: of two at a time, one would undo what the other did
+TURNS: dict[str, Any] = {"concurrency_id": "state", "concurrency_limit": 1}
+_when = partial(gr.on, **TURNS)
 CSS = """
 .gradio-container { max-width: 1320px !important; width: 100% !important; margin: 0 auto !important; }
 .gradio-container main { width: 100%; }
@@ -61,21 +64,22 @@ def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Block
         )
 
         gr.Markdown("## 1. Photographs of each class")
-        gr.render([support], [page.load, drawn.change])(partial(_cards, encoder, support, drawn))
+        gr.render([support], [page.load, drawn.change], **TURNS)(partial(_cards, encoder, support, drawn))
         with gr.Row():
             more = gr.Button("Add a class", min_width=140)
             packed = gr.UploadButton("Add a zip of class folders", file_types=[".zip"], min_width=140)
         said = gr.HTML(elem_classes="said")
-        more.click(events.add_class, [support, drawn], [support, drawn])
-        packed.upload(partial(events.add_zip, encoder, place), [packed, support, drawn], [support, drawn, said])
+        _when(more.click, events.add_class, [support, drawn], [support, drawn])
+        _when(packed.upload, partial(events.add_zip, encoder, place), [packed, support, drawn], [support, drawn, said])
 
         gr.Markdown("## 2. Learn")
         button = gr.Button("Learn", variant="primary", elem_id="learn")
         learned = gr.HTML(elem_classes="said", elem_id="learned")
         download = gr.DownloadButton("Download the classifier", visible=False, elem_id="download")
-        button.click(
-            partial(events.press_learn, encoder, place), [support, lesson, download], [lesson, learned, download]
-        )
+        _when(
+            button.click, partial(events.press_learn, encoder, place), [support, lesson, download],
+            [lesson, learned, download],
+        )  # fmt: skip
 
         gr.Markdown("## 3. Try photographs")
         with gr.Row():
@@ -92,16 +96,18 @@ def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Block
                     label="Probability of each class", num_top_classes=TOP, show_heading=False, visible=False
                 )
         shown = [answered, chances, *_reasons()]
-        for event in (tried.upload, tried.delete, tried.change):
-            event(partial(events.take, encoder), [tried, queries], [queries, tried, refused])
+        _when(
+            [tried.upload, tried.delete, tried.change], partial(events.take, encoder), [tried, queries],
+            [queries, tried, refused], trigger_mode="always_last",
+        )  # fmt: skip
+        given = [lesson, queries, reject]
         # of the slider not `release`, which keys do not give
-        given = [chosen, lesson, queries, reject]
-        gr.on(
-            [queries.change, lesson.change, reject.change], events.show, given, [tried, *shown],
+        _when(
+            [queries.change, lesson.change, reject.change], events.show, [chosen, *given], [tried, *shown],
             trigger_mode="always_last",
         )  # fmt: skip
-        # every press shows, also a second one of the same photograph
-        tried.select(events.select, None, chosen).then(events.show, given, [tried, *shown])
+        # a press while another is being answered would be dropped, and the gallery does not tell it twice
+        _when(tried.select, events.press, given, [chosen, tried, *shown], trigger_mode="multiple")
     return page
 
 
@@ -148,8 +154,12 @@ def _card(encoder: Encoder, state: gr.State, drawn: gr.State, group: Group) -> N
     photos = _gallery(events.photographs(group.name), value=[photo.path for photo in group.photos])
     said = gr.HTML(elem_classes="said")
     remove = gr.Button(events.removal(group.name), size="sm")
-    for event in (name.submit, name.blur):
-        event(partial(events.rename, key), [name, state], [state, photos, remove, said], show_progress="hidden")
-    for event in (photos.upload, photos.delete, photos.change):
-        event(partial(events.set_photos, encoder, key), [photos, state], [state, photos, said], show_progress_on=photos)
-    remove.click(partial(events.remove_class, key), [state, drawn], [state, drawn])
+    _when(
+        [name.submit, name.blur], partial(events.rename, key), [name, state], [state, photos, remove, said],
+        show_progress="hidden", trigger_mode="always_last",
+    )  # fmt: skip
+    _when(
+        [photos.upload, photos.delete, photos.change], partial(events.set_photos, encoder, key), [photos, state],
+        [state, photos, said], show_progress_on=photos, trigger_mode="always_last",
+    )  # fmt: skip
+    _when(remove.click, partial(events.remove_class, key), [state, drawn], [state, drawn])
