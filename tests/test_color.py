@@ -150,16 +150,12 @@ def random_parameters(images: int, seed: int = 11) -> ColorParameters:
     return ColorParameters.unpack(torch.from_numpy(np.stack([draw_color(config, 1, 2, rng) for _ in range(images)])))
 
 
-def one_row(parameters: ColorParameters, row: int) -> ColorParameters:
-    return ColorParameters(**{name: value[row : row + 1] for name, value in vars(parameters).items()})
-
-
 def test_each_image_has_its_own_parameters() -> None:
     images, parameters = noise(64, seed=12), random_parameters(64)
     for flag in (parameters.flip, parameters.jitter, parameters.grayscale, parameters.solarize, parameters.blur > 0):
         assert 0 < int(flag.sum()) < 64
     together = augment(images, parameters)
-    alone = torch.cat([augment(images[n : n + 1], one_row(parameters, n)) for n in range(64)])
+    alone = torch.cat([augment(images[n : n + 1], parameters[n : n + 1]) for n in range(64)])
     # a level of 0.5 / 255 may fall on either side of the solarise threshold
     near = ((together - alone).abs() < 1e-5).float().mean()
     assert float(near) > 0.9999
@@ -195,7 +191,8 @@ def test_steps_follow_the_documented_order() -> None:
     yes = torch.ones(6, dtype=torch.bool)
     jitter = replace(random_parameters(6), jitter=yes)
     every = replace(jitter, flip=yes, grayscale=yes, solarize=yes, blur=torch.linspace(0.4, 2.0, 6))
-    x = color.color_jitter((images.float() / 255).flip(-1), jitter)
+    x = (images.float() / 255).flip(-1).contiguous()
+    color.color_jitter(x, jitter)
     x = color.gaussian_blur(color.luma(x).expand(-1, 3, -1, -1), every.blur)
     x = torch.where(x >= 128 / 255, 1 - x, x)
     torch.testing.assert_close(augment(images, every), x, rtol=0, atol=1e-6)
@@ -216,6 +213,28 @@ def test_result_stays_in_range() -> None:
     result = augment(noise(64, seed=16), random_parameters(64, seed=17))
     assert float(result.min()) >= -1e-6
     assert float(result.max()) <= 1 + 1e-6
+
+
+def test_some_images_at_a_time_are_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, parameters, mean, std = noise(10, seed=21), random_parameters(10, seed=22), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+    expected = color.normalize(augment(images, parameters), mean, std)
+    for values in (1, 3 * 3 * SIDE**2, 10**9):
+        monkeypatch.setattr(color, "CPU_CHUNK", values)
+        ours = color.augment_and_normalize(images, parameters, mean, std)
+        # as in the test of each image's own parameters
+        assert float(((ours - expected).abs() < 1e-4).float().mean()) > 0.9999
+
+
+def test_images_that_are_given_stay_as_they_were() -> None:
+    images = noise(8, seed=19)
+    before = images.clone()
+    augment(images, random_parameters(8, seed=20))
+    assert torch.equal(images, before)
+    for operation in (color.adjust_brightness, color.adjust_contrast, color.adjust_saturation, color.adjust_hue):
+        floats = torch.rand(2, 3, 5, 5)
+        before = floats.clone()
+        operation(floats, torch.tensor([0.3, 0.7]).view(-1, 1, 1, 1))
+        assert torch.equal(floats, before)
 
 
 def test_normalize() -> None:

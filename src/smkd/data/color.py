@@ -8,20 +8,30 @@ to 1; only the blur rounds to grey levels.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.config.schema import AugmentConfig
 
+CPU_CHUNK = 2**18
+"""Values that a CPU works on at a time: few enough that they stay in its cache from one operation to the next."""
 LUMA = (0.299, 0.587, 0.114)
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 SOLARIZE_THRESHOLD = 128 / 255
+TINY = 1e-20
+"""Changes no sum with a float but 0's."""
 BOXES = 3
 """Box blurs in a row that stand for a Gaussian, as in Pillow."""
+
+
+Operation = Callable[[Tensor, Tensor], Tensor]
+"""Changed images from images and the rows that they are, or their factors."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,10 @@ class ColorParameters:
             jitter=flag[:, 1], grayscale=flag[:, 2], solarize=flag[:, 3], blur=rows[:, 12],
         )  # fmt: skip
 
+    def __getitem__(self, rows: slice) -> ColorParameters:
+        """Those of some images."""
+        return ColorParameters(**{name: value[rows] for name, value in vars(self).items()})
+
 
 def draw_color(config: AugmentConfig, view: int, num_global: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Parameters of one image's view as a row for `ColorParameters.unpack`, float32 [13].
@@ -79,6 +93,18 @@ def draw_color(config: AugmentConfig, view: int, num_global: int, rng: np.random
     return np.array([flip < config.flip, *order, *factor, *flags, sigma], dtype=np.float32)
 
 
+def augment_and_normalize(
+    images: Tensor, parameters: ColorParameters, mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> Tensor:
+    """`augment`, then `normalize`; on a CPU some images at a time."""
+    step = max(1, CPU_CHUNK // images[0].numel()) if images.device.type == "cpu" else len(images)
+    result = torch.empty(images.shape, device=images.device)
+    for first in range(0, len(images), step):
+        rows = slice(first, first + step)
+        result[rows] = normalize(augment(images[rows], parameters[rows]), mean, std)
+    return result
+
+
 def augment(images: Tensor, parameters: ColorParameters) -> Tensor:
     """Apply flip, jitter, greyscale, blur and solarise, in that order.
 
@@ -89,12 +115,13 @@ def augment(images: Tensor, parameters: ColorParameters) -> Tensor:
     Returns:
         float32 [images, 3, height, width] in [0, 1].
     """
-    x = images.float() / 255
-    x = _where(parameters.flip, x.flip(-1), x)
-    x = color_jitter(x, parameters)
-    x = _where(parameters.grayscale, luma(x).expand_as(x), x)
-    x = gaussian_blur(x, parameters.blur)
-    return _where(parameters.solarize, torch.where(x >= SOLARIZE_THRESHOLD, 1 - x, x), x)
+    x = images.float().div_(255)
+    _change(x, parameters.flip, lambda part, _: part.flip(-1))
+    color_jitter(x, parameters)
+    _change(x, parameters.grayscale, lambda part, _: luma(part).expand_as(part))
+    _change(x, parameters.blur > 0, lambda part, rows: gaussian_blur(part, parameters.blur[rows]))
+    _change(x, parameters.solarize, lambda part, _: torch.where(part >= SOLARIZE_THRESHOLD, 1 - part, part))
+    return x
 
 
 def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
@@ -106,27 +133,25 @@ def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float
 def luma(x: Tensor) -> Tensor:
     """ITU-R 601 brightness, [images, 3, h, w] -> [images, 1, h, w]."""
     r, g, b = x.unbind(1)
-    return (LUMA[0] * r + LUMA[1] * g + LUMA[2] * b).unsqueeze(1)
+    return (LUMA[0] * r).add_(g, alpha=LUMA[1]).add_(b, alpha=LUMA[2]).unsqueeze(1)
 
 
-def color_jitter(x: Tensor, parameters: ColorParameters) -> Tensor:
-    """The four jitter operations, each image in its own order; x float [images, 3, h, w] in [0, 1]."""
+def color_jitter(x: Tensor, parameters: ColorParameters) -> None:
+    """The four jitter operations in place, each image in its own order; x float [images, 3, h, w] in [0, 1]."""
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
-    x = x.clone()
     for turn in range(4):
         for number, operation in enumerate(operations):
-            # chosen on the CPU, where the parameters are: the device is not waited for
-            chosen = (parameters.jitter & (parameters.order[:, turn] == number)).nonzero()[:, 0]
-            if len(chosen):
-                factor = parameters.factor[chosen, number].to(x.device, non_blocking=True).view(-1, 1, 1, 1)
-                rows = chosen.to(x.device, non_blocking=True)
-                x[rows] = operation(x[rows], factor)
-    return x
+
+            def adjust(part: Tensor, rows: Tensor, number: int = number, operation: Operation = operation) -> Tensor:
+                factor = parameters.factor[rows, number].to(part.device, non_blocking=True)
+                return operation(part, factor.view(-1, 1, 1, 1))
+
+            _change(x, parameters.jitter & (parameters.order[:, turn] == number), adjust)
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
     """Blend with black; factor [images, 1, 1, 1], 1 leaves the image."""
-    return (x * factor).clamp(0, 1)
+    return (x * factor).clamp_(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
@@ -141,42 +166,47 @@ def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
     """Turn the HSV hue by `turn` of a full circle, [images, 1, 1, 1], 0 leaves the image."""
+    # choosing by a condition costs a CPU several times what minimum, maximum and sign do
     r, g, b = x.unbind(1)
-    # several times faster on a CPU than the largest and smallest along an axis of three
-    value, low = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
-    spread = value - low
-    grey = spread == 0
-    safe = torch.where(grey, torch.ones_like(spread), spread)
-    hue = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    hue = hue / 6 + turn.view(-1, 1, 1)
-    # HSV to RGB without branches: channel n is value - spread * clip(min(k, 4 - k)), k = (n + 6 hue) mod 6
-    channels = [value - spread * torch.minimum(k, 4 - k).clamp(0, 1) for k in ((n + 6 * hue) % 6 for n in (5, 3, 1))]
-    return torch.stack(channels, dim=1)
+    larger, smaller = torch.maximum(g, b), torch.minimum(g, b)
+    value, middle = torch.maximum(r, larger), torch.minimum(r, larger)
+    spread = value - torch.minimum(middle, smaller)
+    # 1 where blue is above green, and where one of the two is above red
+    blue, beyond = ((b - g).sign_().clamp_(min=0), (larger - r).sign_().clamp_(min=0))
+    # In sixths of a circle, from red at 0 by green at 2 to blue at 4: counted up from 0 or down from 6 (red largest),
+    # down from 2 (green), up from 4 (blue); `abs` turns those that are counted down.
+    origin = (12 * blue).sub_(2).mul_(beyond).sub_(blue, alpha=6)
+    # grey has no hue: 0 / TINY
+    hue = middle.sub_(smaller).div_(spread + TINY).add_(origin).abs_()
+    hue.add_(6 * turn.view(-1, 1, 1))
+    hue.sub_((hue / 6).floor_(), alpha=6)
+    # how much of the spread each channel is below the value, by its distance on the circle
+    below = [2 - (hue - 3).abs_(), (hue - 2).abs_() - 1, (hue - 4).abs_() - 1]
+    return torch.stack([torch.addcmul(value, spread, part.clamp_(0, 1), value=-1) for part in below], dim=1)
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
-    """Pillow's Gaussian blur, three box blurs each way, as batched matrix products.
+    """Pillow's Gaussian blur: three box blurs each way, borders replicated.
 
     Args:
-        x: float [images, 3, h, w].
-        sigma: float [images] on the CPU, standard deviation in pixels; 0 leaves the image.
+        x: float [images, 3, h, w] in [0, 1].
+        sigma: float [images] on the CPU, standard deviation in pixels, above 0.
     """
-    chosen = (sigma > 0).nonzero()[:, 0]
-    if not len(chosen):
-        return x
-    boxes = _box_radius(sigma[chosen])
-    reach = math.ceil(float(boxes.max()))
-    rows, boxes = chosen.to(x.device, non_blocking=True), boxes.to(x.device, non_blocking=True)
-    part = x[rows] * 255
-    vertical, horizontal = (_box_matrix(side, boxes, reach)[:, None] for side in part.shape[-2:])
-    # Pillow rounds after each box; without that single pixels end three grey levels apart
-    for _ in range(BOXES):
-        part = _rounded(part @ horizontal.transpose(-1, -2))
-    for _ in range(BOXES):
-        part = _rounded(vertical @ part)
-    x = x.clone()
-    x[rows] = part / 255
-    return x
+    radius = _box_radius(sigma)
+    reach = math.ceil(float(radius.max()))
+    weights = (radius + 1 - torch.arange(reach + 1)[:, None]).clamp(0, 1) / (2 * radius + 1)
+    middle, *sides = weights.to(x.device, non_blocking=True).view(reach + 1, -1, 1, 1, 1)
+    x = 255 * x
+    for axis in (3, 2):
+        size, edge = x.shape[axis], [reach, reach, 0, 0]
+        for _ in range(BOXES):
+            wide = F.pad(x, edge if axis == 3 else edge[::-1], mode="replicate")
+            x = wide.narrow(axis, reach, size) * middle
+            for far, weight in enumerate(sides, start=1):
+                x.addcmul_(wide.narrow(axis, reach - far, size) + wide.narrow(axis, reach + far, size), weight)
+            # Pillow rounds after each box; without that single pixels end three grey levels apart
+            x.add_(0.5).floor_()
+    return x.div_(255)
 
 
 def _box_radius(sigma: Tensor) -> Tensor:
@@ -190,23 +220,16 @@ def _box_radius(sigma: Tensor) -> Tensor:
     return whole + fraction
 
 
-def _box_matrix(side: int, radius: Tensor, reach: int) -> Tensor:
-    """[images, side, side]: row i averages the pixels within `radius` of i, borders replicated."""
-    offset = torch.arange(-reach, reach + 1, device=radius.device)
-    weight = (radius[:, None] + 1 - offset.abs()).clamp(0, 1) / (2 * radius[:, None] + 1)
-    target = torch.arange(side, device=radius.device)[:, None]
-    source = (target + offset).clamp(0, side - 1)
-    matrix = weight.new_zeros(len(radius), side, side)
-    return matrix.scatter_add_(2, source.expand(len(radius), -1, -1), weight[:, None].expand(-1, side, -1))
-
-
-def _rounded(x: Tensor) -> Tensor:
-    return (x + 0.5).floor()
-
-
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
-    return (factor * x + (1 - factor) * other).clamp(0, 1)
+    return (x * factor).add_((1 - factor) * other).clamp_(0, 1)
 
 
-def _where(flag: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(flag.to(no.device, non_blocking=True).view(-1, 1, 1, 1), yes, no)
+def _change(x: Tensor, chosen: Tensor, operation: Operation) -> None:
+    """Put what an operation makes of the chosen images, bool [images] on the CPU, in their place."""
+    # chosen on the CPU, where the parameters are: the device is not waited for
+    rows = chosen.nonzero()[:, 0]
+    if len(rows) == len(x):
+        x.copy_(operation(x, rows))
+    elif len(rows):
+        there = rows.to(x.device, non_blocking=True)
+        x.index_copy_(0, there, operation(x.index_select(0, there), rows))

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smkd.config.schema import RunConfig
-from smkd.data.color import ColorParameters, augment, normalize
+from smkd.data.color import ColorParameters, augment_and_normalize
 from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
@@ -208,5 +208,5 @@ def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
 
 def _colored(crops: Tensor, color: Tensor, spec: DatasetSpec, device: torch.device) -> Tensor:
     images = crops.to(device, non_blocking=True).flatten(0, 1).contiguous()
-    colored = augment(images, ColorParameters.unpack(color.flatten(0, 1)))
-    return normalize(colored, spec.mean, spec.std).view(*crops.shape[:2], *crops.shape[2:])
+    colored = augment_and_normalize(images, ColorParameters.unpack(color.flatten(0, 1)), spec.mean, spec.std)
+    return colored.view(*crops.shape[:2], *crops.shape[2:])
