@@ -225,6 +225,12 @@ def test_some_images_at_a_time_are_all_together(monkeypatch: pytest.MonkeyPatch)
         assert float(((ours - expected).abs() < 1e-4).float().mean()) > 0.9999
 
 
+def test_no_images_are_no_images() -> None:
+    """As of the local crops where a run has none."""
+    none = torch.empty(0, 3, 1, 1, dtype=torch.uint8)
+    assert color.augment_and_normalize(none, neutral(4)[:0], (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)).shape == (0, 3, 1, 1)
+
+
 def test_images_that_are_given_stay_as_they_were() -> None:
     images = noise(8, seed=19)
     before = images.clone()

@@ -186,7 +186,7 @@ def test_matched_patches(number: int, weighting: str, same_image: bool) -> None:
 def test_matching_in_several_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_case(16)
     whole = patch.match_paper(case.student_tokens, case.teacher_tokens, case.same, case.attention)
-    monkeypatch.setattr(patch, "PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr(patch, "PAIRS_AT_ONCE", {"cpu": 3})
     pieces = patch.match_paper(case.student_tokens, case.teacher_tokens, case.same, case.attention)
     assert int(case.same.sum()) > 3
     values = [entropy(case.patch_targets, case.patch_student, m) for m in (whole, pieces)]

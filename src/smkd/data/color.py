@@ -97,7 +97,8 @@ def augment_and_normalize(
     images: Tensor, parameters: ColorParameters, mean: tuple[float, float, float], std: tuple[float, float, float]
 ) -> Tensor:
     """`augment`, then `normalize`; on a CPU some images at a time."""
-    step = max(1, CPU_CHUNK // images[0].numel()) if images.device.type == "cpu" else len(images)
+    step = CPU_CHUNK // math.prod(images.shape[1:]) if images.device.type == "cpu" else len(images)
+    step = max(1, step)
     result = torch.empty(images.shape, device=images.device)
     for first in range(0, len(images), step):
         rows = slice(first, first + step)

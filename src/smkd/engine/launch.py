@@ -9,8 +9,9 @@ import tempfile
 from pathlib import Path
 
 from smkd.config.schema import RunConfig
+from smkd.engine import run_folder
 from smkd.engine.device import pick_device
-from smkd.engine.train import Evaluator, run_folder, train
+from smkd.engine.train import Evaluator, train
 from smkd.errors import ConfigError, SmkdError
 
 
@@ -48,7 +49,7 @@ def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
             if said.exists():
                 raise SmkdError(said.read_text(encoding="utf-8")) from error
             raise SmkdError(f"a worker process failed: {error.get_first_failure()[1].message}") from error
-    return run_folder(config)
+    return run_folder.locate(config)
 
 
 def _worker(config: RunConfig, evaluator: Evaluator | None, said: Path) -> None:

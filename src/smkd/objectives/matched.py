@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ELEMENTS_AT_ONCE = {"cpu": 2**23, "cuda": 2**26}
+ELEMENTS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
 """Rows times prototypes that are in memory together: near the caches on the CPU, enough work for a GPU."""
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from smkd.objectives.matched import Matches
 
-PAIRS_AT_ONCE = 256
-"""Image pairs whose similarities are held in memory together."""
+PAIRS_AT_ONCE = {"cpu": 16, "cuda": 256}
+"""Image pairs whose similarities are in memory together: near the caches on the CPU, enough work for a GPU."""
 
 
 @torch.no_grad()
@@ -40,7 +40,8 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
     view_pairs = [(s, t) for s in range(views) for t in range(views) if s != t]
     terms = len(rows) * len(view_pairs)
     student, teacher = [], []
-    for i, j in zip(rows.split(PAIRS_AT_ONCE), columns.split(PAIRS_AT_ONCE), strict=True):
+    some = PAIRS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
+    for i, j in zip(rows.split(some), columns.split(some), strict=True):
         i, j = i.to(device, non_blocking=True), j.to(device, non_blocking=True)
         for s, t in view_pairs:
             similarity = of_teacher[t, i] @ of_student[s, j].transpose(1, 2)
