@@ -37,28 +37,46 @@ def batch_of(config: RunConfig) -> Any:
 
 
 @pytest.mark.parametrize("case", CASES, ids=" ".join)
-def test_nothing_is_read_from_the_device(case: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_read_from_the_device(
+    case: tuple[str, ...], nothing_waits: contextlib.AbstractContextManager[object]
+) -> None:  # fmt: skip
     """On the meta device tensors have no values, so whatever would wait for one is an error."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which meta does not know
     config = api.resolve(case[0], list(case[1:]))
     learner = Learner.create(config, 8, NOWHERE, None)
-    made = make_views(next(on_device([batch_of(config)], NOWHERE)), configured_spec(config.data), NOWHERE)
+    batch, views = batch_of(config), [synthetic_views(config, NOWHERE)] * config.accumulate
+    with nothing_waits:
+        made = make_views(next(on_device([batch], NOWHERE)), configured_spec(config.data), NOWHERE)
+        for step in range(2):
+            result = learner.step(views, rates_at(config, step, 2))
     assert made.global_views.device == made.local_views.device == NOWHERE
-    for step in range(2):
-        views = [synthetic_views(config, NOWHERE)] * config.accumulate
-        result = learner.step(views, rates_at(config, step, 2))
     assert set(result.losses) >= {"loss", "cls"}
     with pytest.raises(RuntimeError, match="meta"):
         float(result.losses["loss"])
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no cuda here")
+@pytest.mark.parametrize("case", CASES, ids=" ".join)
+def test_cuda_says_that_nothing_waits(case: tuple[str, ...]) -> None:
+    config, device = api.resolve(case[0], list(case[1:])), torch.device("cuda", 0)
+    learner = Learner.create(config, 8, device, torch.bfloat16)
+    batch, views = batch_of(config), [synthetic_views(config, device)] * config.accumulate
+    try:
+        for step in range(4):
+            if step == 2:  # what is made once has been made
+                torch.cuda.set_sync_debug_mode("error")
+            make_views(next(on_device([batch], device)), configured_spec(config.data), device)
+            learner.step(views, rates_at(config, step, 4))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def steps(
-    config: RunConfig, autocast: torch.dtype | None = None, count: int = 3
+    config: RunConfig, device: torch.device, autocast: torch.dtype | None = None, count: int = 3
 ) -> tuple[list[float], list[torch.Tensor]]:  # fmt: skip
     """Losses of some steps, and the student's gradients of the last."""
-    learner = Learner.create(config, 8, CPU, autocast)
-    compile_backbones(learner.pair, config.compile, CPU, pytest.fail)
-    views: Views = synthetic_views(config, CPU)
+    learner = Learner.create(config, 8, device, autocast)
+    compile_backbones(learner.pair, config.compile, device, pytest.fail)
+    views: Views = synthetic_views(config, device)
     losses = []
     for step in range(count):
         torch.manual_seed(step)  # stochastic depth
@@ -74,8 +92,10 @@ def assert_agree(found: Any, expected: Any, loss: float, gradient: float) -> Non
 
 
 @pytest.mark.parametrize("recipe", ["debug-pretrain", "debug-distill"])
-def test_recomputed_activations_change_nothing(recipe: str) -> None:
-    kept, recomputed = (steps(api.resolve(recipe, [f"recompute={flag}"])) for flag in ("false", "true"))
+def test_recomputed_activations_change_nothing(recipe: str, device: torch.device) -> None:
+    kept, recomputed = (
+        steps(api.resolve(recipe, ["compile=false", f"recompute={flag}"]), device) for flag in ("false", "true")
+    )
     assert_agree(recomputed, kept, 1e-6, 1e-5)
 
 
@@ -97,9 +117,9 @@ def test_recomputing_keeps_less(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["debug-pretrain", "debug-distill"])
-def test_bfloat16_is_near_float32(recipe: str) -> None:
-    config = api.resolve(recipe, ["model.drop_path=0"])
-    found, expected = steps(config, torch.bfloat16, count=1), steps(config, count=1)
+def test_bfloat16_is_near_float32(recipe: str, device: torch.device) -> None:
+    config = api.resolve(recipe, ["model.drop_path=0", "compile=false"])
+    found, expected = steps(config, device, torch.bfloat16, count=1), steps(config, device, count=1)
     assert_agree(found, expected, 1e-2, 1e-1)
     ours, theirs = (torch.cat([g.flatten() for g in gradients]).norm() for _, gradients in (found, expected))
     assert float(ours / theirs) == pytest.approx(1, abs=1e-2)
@@ -124,12 +144,12 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
 def test_traced_programs_agree(recipe: str, recompute: str, traced: list[Callable[..., Any]]) -> None:
     """Three steps are three programs (masked, local, teacher) of unchanged losses and gradients."""
     words = [f"recompute={recompute}"]
-    plain = steps(api.resolve(recipe, [*words, "compile=false"]))
+    plain = steps(api.resolve(recipe, [*words, "compile=false"]), CPU)
     assert not traced
     torch._dynamo.reset()
     counted = torch._dynamo.utils.counters
     counted.clear()
-    assert_agree(steps(api.resolve(recipe, [*words, "compile=true"])), plain, 1e-5, 1e-4)
+    assert_agree(steps(api.resolve(recipe, [*words, "compile=true"]), CPU), plain, 1e-5, 1e-4)
     assert len(traced) == 2
     assert counted["stats"]["unique_graphs"] == 3
     assert not counted["graph_break"]
@@ -162,11 +182,12 @@ def test_goes_on_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("does not work here" in line and "no compiler" in line and "\n" not in line for line in said)
 
 
-def test_batches_arrive_in_order() -> None:
+def test_batches_arrive_in_order(device: torch.device) -> None:
     config = api.resolve("debug-distill", [])
     given = [batch_of(config) for _ in range(3)]
-    arrived = list(on_device(iter(given), CPU))
+    arrived = list(on_device(iter(given), device))
     assert len(arrived) == 3
     for before, after in zip(given, arrived, strict=True):
-        assert torch.equal(before.global_crops, after.global_crops)
+        assert after.global_crops.device.type == device.type
+        assert torch.equal(before.global_crops, after.global_crops.cpu())
         assert torch.equal(before.labels, after.labels)

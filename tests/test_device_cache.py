@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -55,17 +56,17 @@ class MadeImages:
         return (127.5 + 127.5 * np.sin(9 * x * rng.random(3) + 7 * y * rng.random(3))).astype(np.uint8)
 
 
-@pytest.fixture(params=["cpu", "cuda", "mps"])
-def device(request: pytest.FixtureRequest) -> torch.device:
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[request.param]:
-        pytest.skip(f"no {request.param} here")
-    return torch.device(request.param)
-
-
 def with_pillow(pixels: NDArray[np.uint8], box: Box, size: int) -> NDArray[np.int64]:
     part = Image.fromarray(pixels).crop((box.left, box.top, box.left + box.width, box.top + box.height))
     return np.asarray(part.resize((size, size), Image.Resampling.BICUBIC)).astype(np.int64)
+
+
+def test_cutting_waits_for_nothing(nothing_waits: AbstractContextManager[object]) -> None:
+    images = DeviceImages(MadeImages(), torch.device("meta"))
+    chosen, boxes = torch.tensor([0, 1, 2]), torch.tensor([[0, 0, 9, 30], [2, 1, 30, 9], [0, 0, 20, 20]])
+    with nothing_waits:
+        crops = images.cut(chosen, boxes, 16)
+    assert (crops.shape, crops.device.type) == ((3, 3, 16, 16), "meta")
 
 
 @pytest.mark.parametrize("size", [7, 48, 96, 224])

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.config.schema import AugmentConfig
+from smkd.transfer import to_device
 
 CPU_CHUNK = 2**18
 """Values that a CPU works on at a time: few enough that they stay in its cache from one operation to the next."""
@@ -127,8 +128,8 @@ def augment(images: Tensor, parameters: ColorParameters) -> Tensor:
 
 def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
     """Subtract the channel means and divide by the standard deviations; images [..., 3, height, width]."""
-    shape = (3, 1, 1)
-    return (images - images.new_tensor(mean).view(shape)) / images.new_tensor(std).view(shape)
+    constants = to_device(torch.tensor([mean, std], dtype=images.dtype), images.device)[..., None, None]
+    return (images - constants[0]) / constants[1]
 
 
 def luma(x: Tensor) -> Tensor:
@@ -144,7 +145,7 @@ def color_jitter(x: Tensor, parameters: ColorParameters) -> None:
         for number, operation in enumerate(operations):
 
             def adjust(part: Tensor, rows: Tensor, number: int = number, operation: Operation = operation) -> Tensor:
-                factor = parameters.factor[rows, number].to(part.device, non_blocking=True)
+                factor = to_device(parameters.factor[rows, number], part.device)
                 return operation(part, factor.view(-1, 1, 1, 1))
 
             _change(x, parameters.jitter & (parameters.order[:, turn] == number), adjust)
@@ -196,7 +197,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor) -> Tensor:
     radius = _box_radius(sigma)
     reach = math.ceil(float(radius.max()))
     weights = (radius + 1 - torch.arange(reach + 1)[:, None]).clamp(0, 1) / (2 * radius + 1)
-    middle, *sides = weights.to(x.device, non_blocking=True).view(reach + 1, -1, 1, 1, 1)
+    middle, *sides = to_device(weights, x.device).view(reach + 1, -1, 1, 1, 1)
     x = 255 * x
     for axis in (3, 2):
         size, edge = x.shape[axis], [reach, reach, 0, 0]
@@ -232,5 +233,5 @@ def _change(x: Tensor, chosen: Tensor, operation: Operation) -> None:
     if len(rows) == len(x):
         x.copy_(operation(x, rows))
     elif len(rows):
-        there = rows.to(x.device, non_blocking=True)
+        there = to_device(rows, x.device)
         x.index_copy_(0, there, operation(x.index_select(0, there), rows))

@@ -16,6 +16,7 @@ from smkd.data.crops import vertical_first
 from smkd.data.datasets import Images
 from smkd.data.resampling import BITS, resize_weights
 from smkd.errors import DataError
+from smkd.transfer import to_device
 
 CHUNK = 1024
 """Images that are copied to the device at once."""
@@ -96,7 +97,7 @@ class DeviceImages:
             at_once = max(1, WORKING_BYTES // (BYTES_OF_A_PIXEL * int(side.prod())))
             for part in torch.arange(len(rows)).split(at_once):
                 resized = self._resized(start[rows[part]], lengths[part], strides[part], size)
-                crops[rows[part].to(crops.device)] = resized.mT if turned else resized
+                crops[to_device(rows[part], crops.device)] = resized.mT if turned else resized
         return crops
 
     def _resized(self, start: Tensor, lengths: Tensor, strides: Tensor, size: int) -> Tensor:
@@ -108,7 +109,7 @@ class DeviceImages:
         """
         device = self.pixels.device
         reach = lengths.amax(0).tolist()
-        start, lengths, strides = (values.to(device, non_blocking=True) for values in (start, lengths, strides))
+        start, lengths, strides = (to_device(values, device) for values in (start, lengths, strides))
         # boxes are padded to the largest one with their last pixels, which weigh nothing
         steps = [
             torch.arange(reach[axis], device=device).minimum(lengths[:, axis, None] - 1) * strides[:, axis, None]
@@ -141,7 +142,7 @@ def _table(longest: int, size: int, device: torch.device) -> tuple[Tensor, Tenso
     # float32 holds sums of such halves times grey levels without rounding
     upper = (weights + (1 << HALF - 1)) >> HALF
     lower = weights - (upper << HALF)
-    return first.to(device), upper.float().to(device), lower.float().to(device)
+    return to_device(first, device), to_device(upper.float(), device), to_device(lower.float(), device)
 
 
 def _descaled(upper: Tensor, lower: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
 from smkd.data.sampler import EpochSampler
 from smkd.errors import DataError
+from smkd.transfer import to_device
 
 T = TypeVar("T")
 
@@ -60,10 +61,10 @@ class Batch:
         )  # fmt: skip
 
     def to(self, device: torch.device) -> Batch:
-        """With the crops on the device; the host does not wait for copies from pinned memory."""
+        """With the crops on the device; the host does not wait for the copies."""
         return Batch(
-            self.global_crops.to(device, non_blocking=True), self.local_crops.to(device, non_blocking=True), self.masks,
-            self.color, self.labels, self.skipped,
+            to_device(self.global_crops, device), to_device(self.local_crops, device), self.masks, self.color,
+            self.labels, self.skipped,
         )  # fmt: skip
 
 
@@ -207,6 +208,6 @@ def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
 
 
 def _colored(crops: Tensor, color: Tensor, spec: DatasetSpec, device: torch.device) -> Tensor:
-    images = crops.to(device, non_blocking=True).flatten(0, 1).contiguous()
+    images = to_device(crops, device).flatten(0, 1).contiguous()
     colored = augment_and_normalize(images, ColorParameters.unpack(color.flatten(0, 1)), spec.mean, spec.std)
     return colored.view(*crops.shape[:2], *crops.shape[2:])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
@@ -37,9 +37,8 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
     grads = [p.grad for p in parameters if p.grad is not None]
     if limit <= 0 or not grads:
         return
-    norms = torch._foreach_norm(grads)
-    factors: list[Tensor] = [(limit / (norm + 1e-6)).clamp(max=1.0) for norm in norms]
-    torch._foreach_mul_(grads, factors)
+    factors = (limit / (torch.stack(torch._foreach_norm(grads)) + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(grads, factors.unbind())
 
 
 def drop_last_layer_gradients(model: nn.Module) -> None:

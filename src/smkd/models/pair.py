@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from smkd.config.schema import RunConfig
 from smkd.models.head import PatchLogits, ProjectionHead
 from smkd.models.vit import VisionTransformer, patch_attention
+from smkd.transfer import to_device
 
 
 class Outputs(NamedTuple):
@@ -119,9 +120,9 @@ class StudentTeacher(nn.Module):
         """
         device, rows = global_views.device, None
         if not self.needs_tokens:  # masked-patch prediction alone looks at no other patches
-            rows = masks.flatten().nonzero()[:, 0].to(device, non_blocking=True)
+            rows = to_device(masks.flatten().nonzero()[:, 0], device)
         outputs: Outputs = student(
-            global_views, masks.to(device, non_blocking=True), local_views,
+            global_views, to_device(masks, device), local_views,
             patches=self.needs_patches, tokens=self.needs_tokens, rows=rows,
         )  # fmt: skip
         return outputs

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from smkd.transfer import to_device
+
 
 def same_image(targets: Tensor, student_global: Tensor, student_local: Tensor) -> tuple[Tensor, int]:
     """Cross-entropy of every teacher view with every other view of the same image.
@@ -47,7 +49,7 @@ def same_class(
     """
     own = targets[:, start : start + student_global.shape[1]]
     local = _own_views(own, student_local)
-    chosen = pairs.to(targets.device, targets.dtype, non_blocking=True)
+    chosen = to_device(pairs, targets.device).to(targets.dtype)
     products = torch.einsum("qik,vjk->qivj", targets, student_global)
     entropy = student_global.logsumexp(dim=-1) - products
     total = (entropy * chosen[None, :, None, :]).sum() + local.sum()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from smkd.objectives.matched import Matches
+from smkd.transfer import to_device
 
 
 def match_masked(masks: Tensor, device: torch.device) -> Matches:
@@ -24,5 +25,5 @@ def match_masked(masks: Tensor, device: torch.device) -> Matches:
     rows = masks.flatten().nonzero()[:, 0]
     per_image = masks.sum(dim=-1, keepdim=True).clamp(min=1)
     weights = (masks / (per_image * masks.shape[0] * masks.shape[1])).flatten()[rows]
-    on_device = rows.to(device, non_blocking=True)
-    return Matches(on_device, on_device, weights.to(device, non_blocking=True), len(rows))
+    on_device = to_device(rows, device)
+    return Matches(on_device, on_device, to_device(weights, device), len(rows))

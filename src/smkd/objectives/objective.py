@@ -13,6 +13,7 @@ from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.objectives import cls, mim, patch
 from smkd.objectives.matched import Matches, Targets, matched_entropy
+from smkd.transfer import to_device
 
 
 class Losses(NamedTuple):
@@ -73,7 +74,7 @@ class Objective(nn.Module):
             if config.supervised.weight > 0:
                 assert student.classes is not None
                 logits = student.classes.flatten(0, 1)
-                truth = labels.repeat(len(student.classes)).to(logits.device, non_blocking=True)
+                truth = to_device(labels.repeat(len(student.classes)), logits.device)
                 terms["supervised"] = nn.functional.cross_entropy(logits, truth)
             weighted = {name: getattr(config, name).weight * term for name, term in terms.items()}
             self._move_centers(teacher)

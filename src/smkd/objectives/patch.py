@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smkd.objectives.matched import Matches
+from smkd.transfer import to_device
 
 PAIRS_AT_ONCE = {"cpu": 16, "cuda": 256}
 """Image pairs whose similarities are in memory together: near the caches on the CPU, enough work for a GPU."""
@@ -42,7 +43,7 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
     student, teacher = [], []
     some = PAIRS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
     for i, j in zip(rows.split(some), columns.split(some), strict=True):
-        i, j = i.to(device, non_blocking=True), j.to(device, non_blocking=True)
+        i, j = to_device(i, device), to_device(j, device)
         for s, t in view_pairs:
             similarity = of_teacher[t, i] @ of_student[s, j].transpose(1, 2)
             best = similarity.argmax(dim=2)  # [pairs, patches of the teacher]
@@ -84,8 +85,8 @@ def match_reference(
     if not terms:
         return _no_matches(device)
     i, a = same.nonzero(as_tuple=True)
-    share = (1.0 / (group[i] * patches * terms)).to(device)
-    first, i, a = first_of_class[a].to(device), i.to(device), a.to(device)
+    share = to_device(1.0 / (group[i] * patches * terms), device)
+    first, i, a = (to_device(images, device) for images in (first_of_class[a], i, a))
     student_sum = F.normalize(student_tokens, dim=-1).sum(dim=-1)
     teacher_sum = F.normalize(teacher_tokens, dim=-1).sum(dim=-1)
     # a product of two sums is largest at the largest student sum, or at the smallest if the teacher's is negative
