@@ -31,10 +31,6 @@ BOXES = 3
 """Box blurs in a row that stand for a Gaussian, as in Pillow."""
 
 
-Operation = Callable[[Tensor, Tensor], Tensor]
-"""Changed images from images and the rows that they are, or their factors."""
-
-
 @dataclass(frozen=True)
 class ColorParameters:
     """Per-image parameters; every field has one row per image, on the CPU.
@@ -118,11 +114,11 @@ def augment(images: Tensor, parameters: ColorParameters) -> Tensor:
         float32 [images, 3, height, width] in [0, 1].
     """
     x = images.float().div_(255)
-    _change(x, parameters.flip, lambda part, _: part.flip(-1))
+    _change(x, parameters.flip, lambda part: part.flip(-1))
     color_jitter(x, parameters)
-    _change(x, parameters.grayscale, lambda part, _: luma(part).expand_as(part))
-    _change(x, parameters.blur > 0, lambda part, rows: gaussian_blur(part, parameters.blur[rows]))
-    _change(x, parameters.solarize, lambda part, _: torch.where(part >= SOLARIZE_THRESHOLD, 1 - part, part))
+    _change(x, parameters.grayscale, lambda part: luma(part).expand_as(part))
+    _change(x, parameters.blur > 0, gaussian_blur, parameters.blur)
+    _change(x, parameters.solarize, lambda part: torch.where(part >= SOLARIZE_THRESHOLD, 1 - part, part))
     return x
 
 
@@ -143,31 +139,27 @@ def color_jitter(x: Tensor, parameters: ColorParameters) -> None:
     operations = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
     for turn in range(4):
         for number, operation in enumerate(operations):
-
-            def adjust(part: Tensor, rows: Tensor, number: int = number, operation: Operation = operation) -> Tensor:
-                factor = to_device(parameters.factor[rows, number], part.device)
-                return operation(part, factor.view(-1, 1, 1, 1))
-
-            _change(x, parameters.jitter & (parameters.order[:, turn] == number), adjust)
+            chosen = parameters.jitter & (parameters.order[:, turn] == number)
+            _change(x, chosen, operation, parameters.factor[:, number])
 
 
 def adjust_brightness(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with black; factor [images, 1, 1, 1], 1 leaves the image."""
-    return (x * factor).clamp_(0, 1)
+    """Blend with black; factor [images] on the CPU, 1 leaves the image."""
+    return (x * _for_each(x, factor)).clamp_(0, 1)
 
 
 def adjust_contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean brightness; factor [images, 1, 1, 1], 1 leaves the image."""
+    """Blend with the image's mean brightness; factor [images] on the CPU, 1 leaves the image."""
     return _blend(x, luma(x).mean(dim=(2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image; factor [images, 1, 1, 1], 1 leaves the image."""
+    """Blend with the grey image; factor [images] on the CPU, 1 leaves the image."""
     return _blend(x, luma(x), factor)
 
 
 def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
-    """Turn the HSV hue by `turn` of a full circle, [images, 1, 1, 1], 0 leaves the image."""
+    """Turn the HSV hue by `turn` of a full circle, [images] on the CPU, 0 leaves the image."""
     # choosing by a condition costs a CPU several times what minimum, maximum and sign do
     r, g, b = x.unbind(1)
     larger, smaller = torch.maximum(g, b), torch.minimum(g, b)
@@ -180,7 +172,7 @@ def adjust_hue(x: Tensor, turn: Tensor) -> Tensor:
     origin = (12 * blue).sub_(2).mul_(beyond).sub_(blue, alpha=6)
     # grey has no hue: 0 / TINY
     hue = middle.sub_(smaller).div_(spread + TINY).add_(origin).abs_()
-    hue.add_(6 * turn.view(-1, 1, 1))
+    hue.add_(_for_each(x, 6 * turn)[:, 0])
     hue.sub_((hue / 6).floor_(), alpha=6)
     # how much of the spread each channel is below the value, by its distance on the circle
     below = [2 - (hue - 3).abs_(), (hue - 2).abs_() - 1, (hue - 4).abs_() - 1]
@@ -223,15 +215,27 @@ def _box_radius(sigma: Tensor) -> Tensor:
 
 
 def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
+    factor = _for_each(x, factor)
     return (x * factor).add_((1 - factor) * other).clamp_(0, 1)
 
 
-def _change(x: Tensor, chosen: Tensor, operation: Operation) -> None:
-    """Put what an operation makes of the chosen images, bool [images] on the CPU, in their place."""
-    # chosen on the CPU, where the parameters are: the device is not waited for
+def _for_each(x: Tensor, values: Tensor) -> Tensor:
+    """A number for each image, on the images' device, [images, 1, 1, 1]."""
+    return to_device(values, x.device).view(-1, 1, 1, 1)
+
+
+def _change(x: Tensor, chosen: Tensor, operation: Callable[..., Tensor], *parameters: Tensor) -> None:
+    """Put what an operation makes of the chosen images, and of their parameters, in their place.
+
+    Args:
+        x: [images, ...], changed.
+        chosen: bool [images] on the CPU, where the parameters are: the device is not waited for.
+        parameters: each [images].
+    """
     rows = chosen.nonzero()[:, 0]
+    own = [values[rows] for values in parameters]
     if len(rows) == len(x):
-        x.copy_(operation(x, rows))
+        x.copy_(operation(x, *own))
     elif len(rows):
         there = to_device(rows, x.device)
-        x.index_copy_(0, there, operation(x.index_select(0, there), rows))
+        x.index_copy_(0, there, operation(x.index_select(0, there), *own))
