@@ -18,6 +18,8 @@ class PrototypeLayer(nn.Module):
     """Weight-normed linear layer without bias: direction and magnitude of each prototype apart.
 
     Args:
+        dim: channels of an embedding.
+        num_prototypes: rows.
         fixed_norm: keep all magnitudes at 1.
     """
 
@@ -47,7 +49,14 @@ class PatchLogits(NamedTuple):
 
 
 class ProjectionHead(nn.Module):
-    """MLP, L2 norm, prototypes; [CLS] and patches share the MLP and, unless told otherwise, the prototypes."""
+    """MLP, L2 norm, prototypes; [CLS] and patches share the MLP and, unless told otherwise, the prototypes.
+
+    Caron et al., DINO, ICCV 2021, section 3.2; shared by patches in iBOT, ICLR 2022, section 3.3.
+
+    Args:
+        dim: channels of a token.
+        config: sizes.
+    """
 
     def __init__(self, dim: int, config: HeadConfig) -> None:
         super().__init__()
@@ -77,11 +86,11 @@ class ProjectionHead(nn.Module):
         Returns:
             [rows, prototypes], and the patches' logits in factors.
         """
-        hidden = self.mlp(cls if patches is None else torch.cat([cls, patches]))
+        hidden = self.mlp(cls if patches is None else torch.cat([cls, patches]))  # [all rows, bottleneck]
         # under autocast the MLP answers in the precision of matrix products, and a norm in float32
         embedded = F.normalize(hidden, dim=-1, eps=NORM_EPS).to(hidden.dtype)
-        prototypes = self.last_layer.prototypes().to(hidden.dtype)
-        logits = F.linear(embedded[: len(cls)], prototypes)
+        prototypes = self.last_layer.prototypes().to(hidden.dtype)  # [prototypes, bottleneck]
+        logits = F.linear(embedded[: len(cls)], prototypes)  # [rows, prototypes]
         if patches is None:
             return logits, None
         if self.last_layer2 is not None:

@@ -72,6 +72,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def _split(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        # [images, tokens, 3 * dim] -> three of [images, heads, tokens, head dim]
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         if rotation is not None:
             q, k = rotated(q, rotation), rotated(k, rotation)
@@ -86,8 +87,8 @@ class Attention(nn.Module):
     def cls_row(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention of the first token to all tokens, softmax in float32: [images, heads, tokens]."""
         q, k, _ = self._split(x, rotation)
-        scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-        row: Tensor = scores[:, :, 0].float().softmax(dim=-1)
+        scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [images, heads, 1, tokens]
+        row: Tensor = scores[:, :, 0].float().softmax(dim=-1)  # [images, heads, tokens]
         return row
 
 
@@ -114,7 +115,7 @@ class DropPath(nn.Module):
         """[images, ...] -> the same; kept branches are scaled up so that the mean stays."""
         if not self.training or self.rate == 0:
             return x
-        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
+        keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate  # [images, 1, ...]
         return x * keep / (1 - self.rate)
 
 
@@ -160,6 +161,10 @@ class VisionTransformer(nn.Module):
         swiglu: gated MLPs.
         mask_token: own the token that stands in for masked patches (the student does).
 
+    Attributes:
+        config: what the network was made from; `from_config` of it makes one with the same weights' names and shapes
+            that computes the same from them in evaluation.
+
     Raises:
         ConfigError: sizes that do not divide.
     """
@@ -176,6 +181,11 @@ class VisionTransformer(nn.Module):
             raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
         if rotary and embed_dim // num_heads % 4:
             raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
+        self.config = ModelConfig(
+            image_size=image_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
+            drop_path=drop_path, layer_scale=layer_scale, register_tokens=register_tokens, rotary=rotary,
+            mlp_dim=mlp_dim, swiglu=swiglu,
+        )  # fmt: skip
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.rotary_dim = embed_dim // num_heads if rotary else 0
@@ -201,20 +211,31 @@ class VisionTransformer(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, *, drop_path: float = 0.0, mask_token: bool = False) -> Self:
-        """Backbone of a named size, with the size's numbers replaced where the configuration gives its own."""
+        """Backbone of a named size, with the size's numbers replaced where the configuration gives its own.
+
+        Args:
+            config: its `drop_path` is not looked at: only a student in training has stochastic depth.
+            drop_path: stochastic depth of the last block.
+            mask_token: own the token that stands in for masked patches.
+
+        Raises:
+            ConfigError: sizes that do not divide.
+        """
         dim, depth, heads = SIZES[config.size]
-        return cls(
+        made = cls(
             image_size=config.image_size, patch_size=config.patch_size, embed_dim=config.embed_dim or dim,
             depth=config.depth or depth, num_heads=config.num_heads or heads, drop_path=drop_path,
             layer_scale=config.layer_scale, register_tokens=config.register_tokens,
             rotary=config.rotary, mlp_dim=config.mlp_dim, swiglu=config.swiglu, mask_token=mask_token,
         )  # fmt: skip
+        made.config = config
+        return made
 
     def forward(self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False) -> Tokens:
-        """Tokens of the last block.
+        """Tokens of the last block, after the final norm.
 
         Args:
-            images: [images, 3, height, width]; sides are cut down to whole patches.
+            images: float [images, 3, height, width], normalised; sides are cut down to whole patches.
             masks: bool [images, rows, columns], True replaces the patch by the mask token.
             attention: also compute the [CLS] row of the last block's attention.
         """
@@ -233,7 +254,15 @@ class VisionTransformer(nn.Module):
         return self._tokens(x, row)
 
     def last_blocks(self, images: Tensor, blocks: int) -> list[Tokens]:
-        """Tokens, with attention, of the last blocks, earlier block first; the final norm is applied to each."""
+        """Tokens, with attention, of the last blocks, earlier block first; the final norm is applied to each.
+
+        Args:
+            images: float [images, 3, height, width], normalised.
+            blocks: how many.
+
+        Raises:
+            ConfigError: there are fewer blocks.
+        """
         x = self.embed(images)
         rotation = self.rotation(*images.shape[-2:])
         first = len(self.blocks) - blocks
@@ -253,14 +282,14 @@ class VisionTransformer(nn.Module):
 
         A masked patch keeps its own position: the mask token replaces its content only.
         """
-        x = self.patch_embed(images)
-        x = x.flatten(2).transpose(1, 2)
+        x = self.patch_embed(images)  # [images, dim, rows, columns]
+        x = x.flatten(2).transpose(1, 2)  # [images, patches, dim]
         if masks is not None:
             x = torch.where(masks.flatten(1).unsqueeze(-1), self.mask_token.to(x.dtype), x)
         cls: Tensor = self.cls_token
         if not self.rotary_dim:
             positions = self.positions(*images.shape[-2:])
-            cls, x = cls + positions[:, :1], x + positions[:, 1:]
+            cls, x = cls + positions[:, :1], x + positions[:, 1:]  # [1, 1, dim], [images, patches, dim]
         parts = [cls.expand(x.shape[0], -1, -1), x]
         if self.register_tokens:
             parts.insert(1, self.reg_token.expand(x.shape[0], -1, -1))
@@ -288,17 +317,18 @@ class VisionTransformer(nn.Module):
             return None
         device = self.cls_token.device
         steps = torch.arange(self.rotary_dim // 4, device=device, dtype=torch.float32) / (self.rotary_dim // 4)
+        # a quarter of the head's channels; below, [rows, quarter] and [columns, quarter]
         frequencies = 2 * math.pi * ROTARY_BASE**-steps
         rows, columns = (
             ((torch.arange(count, device=device, dtype=torch.float32) + 0.5) / count * 2 - 1)[:, None] * frequencies
             for count in (height // self.patch_size, width // self.patch_size)
         )
-        grid = torch.broadcast_tensors(rows[:, None], columns[None])
-        angles = torch.cat([*grid, *grid], dim=-1).flatten(0, 1)
+        grid = torch.broadcast_tensors(rows[:, None], columns[None])  # two of [rows, columns, quarter]
+        angles = torch.cat([*grid, *grid], dim=-1).flatten(0, 1)  # [patches, head dim]
         return angles.cos(), angles.sin()
 
     def _tokens(self, x: Tensor, attention: Tensor | None) -> Tokens:
-        x = self.norm(x)
+        x = self.norm(x)  # [images, 1 + registers + patches, dim]
         return Tokens(x[:, 0], x[:, 1 + self.register_tokens :], attention)
 
     def _initialise(self) -> None:
@@ -315,8 +345,8 @@ def rotated(x: Tensor, rotation: Rotation) -> Tensor:
     """Queries or keys [images, heads, tokens, head dim] with their last tokens, the patches, turned."""
     cosines, sines = rotation
     places = cosines.shape[0]
-    others, patches = x[:, :, :-places], x[:, :, -places:]
-    first, second = patches.chunk(2, dim=-1)
+    others, patches = x[:, :, :-places], x[:, :, -places:]  # [images, heads, other or patch tokens, head dim]
+    first, second = patches.chunk(2, dim=-1)  # [images, heads, patches, half of head dim]
     turned = patches * cosines + torch.cat([-second, first], dim=-1) * sines
     return torch.cat([others, turned.to(x.dtype)], dim=2)
 
@@ -324,9 +354,9 @@ def rotated(x: Tensor, rotation: Rotation) -> Tensor:
 def resized_positions(stored: Tensor, rows: int, columns: int) -> Tensor:
     """Stored positions [1, 1 + side * side, dim] for another patch grid, [1, 1 + rows * columns, dim]; [CLS] stays."""
     side = math.isqrt(stored.shape[1] - 1)
-    native = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    native = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)  # [1, dim, side, side]
     factor = ((rows + 0.1) / side, (columns + 0.1) / side)
-    grid = F.interpolate(native, scale_factor=factor, mode="bicubic")
+    grid = F.interpolate(native, scale_factor=factor, mode="bicubic")  # [1, dim, rows, columns]
     return torch.cat([stored[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
@@ -340,6 +370,6 @@ def patch_attention(attention: Tensor, patches: int) -> Tensor:
     Returns:
         [images, patches].
     """
-    weights = attention.mean(dim=1)[:, -patches:]
+    weights = attention.mean(dim=1)[:, -patches:]  # [images, patches]
     # all attention may rest on [CLS] itself
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
