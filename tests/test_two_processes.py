@@ -11,16 +11,13 @@ from typing import Any
 import pytest
 import torch
 import torch.multiprocessing as mp
-from torch import Tensor
 
 from smkd import distributed
-from smkd.config.loading import check
-from smkd.config.schema import RunConfig
-from smkd.data.loader import Views
-from smkd.engine.schedules import rates_at
-from smkd.engine.step import Learner
+from smkd.engine.meter import Meter
+from smkd.engine.runlog import RunLog
+from smkd.engine.step import StepResult
+from whole_steps import ACROSS, IMAGES, SUBSETS, WITHIN, Outcome, assert_same, config_of, learned, one_step, only
 
-IMAGES = 8
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "phase1": {"labels": False, "mim": {"weight": 1.0}},
     "phase1-patch": {"labels": False, "patch": {"weight": 1.0}},
@@ -34,67 +31,73 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 # whether an image's partners in other halves of the batch count
 CHANGED_BY_LOCAL_PAIRS = ("phase2", "phase2-others")
+HEADS: dict[str, dict[str, Any]] = {"shared": {}, "separate": {"num_patch_prototypes": 24}}
+SUBSET_NAMES = ["+".join(terms) for terms in SUBSETS]
+
+Case = tuple[str, str]
 
 
-def make_config(name: str, pairs: str) -> RunConfig:
-    return check(
-        {
-            "phase": "distill", "epochs": 10, "batch_size": IMAGES, "seed": 3,
-            "model": {"size": "debug", "patch_size": 8, "image_size": 16, "drop_path": 0.0},
-            "head": {"num_prototypes": 32, "hidden_dim": 32, "bottleneck_dim": 16},
-            "global_views": {"count": 2, "size": 16, "scale": [0.25, 1.0]},
-            "local_views": {"count": 2, "size": 8, "scale": [0.05, 0.25]},
-            "objective": {**OBJECTIVES[name], "pairs": pairs},
-            # no warm-up: the one step has the full learning rate, a hundred times the tolerance
-            "optim": {"lr": 1e-3, "warmup_epochs": 0, "freeze_last_layer_epochs": 0, "teacher_momentum": 0.9},
-            "validation": {"resize": 16, "crop": 16},
-            "evaluation": {"resize": 16, "crop": 16},
-        }
-    )  # fmt: skip
-
-
-def one_step(name: str, pairs: str, part: slice) -> dict[str, dict[str, Tensor]]:
-    """Losses, student, teacher and centres after a step on a part of the batch."""
-    config = make_config(name, pairs)
-    torch.manual_seed(0)
-    # three images of class 0 lie across the halves, class 3 is alone
-    labels = torch.tensor([0, 0, 1, 2, 0, 1, 3, 2])
-    masks = torch.rand(2, IMAGES, 2, 2) < 0.4
-    views = Views(
-        torch.randn(2, IMAGES, 3, 16, 16)[:, part], torch.randn(2, IMAGES, 3, 8, 8)[:, part],
-        masks[:, part], labels[part],
-    )  # fmt: skip
-    learner = Learner.create(config, 4, torch.device("cpu"), None)
-    start = {key: value.clone() for key, value in learner.pair.student.state_dict().items()}
-    result = learner.step([views], rates_at(config, 0, 10))
-    student = {key: value.clone() for key, value in learner.pair.student.state_dict().items()}
-    moved = {key: (value - start[key]).abs().max() for key, value in student.items()}
-    return {
-        "losses": {key: value.detach() for key, value in result.losses.items()},
-        "student": student,
-        "teacher": learner.pair.teacher.state_dict(),
-        "centers": dict(learner.objective.named_buffers()),
-        "moved": moved,
+@functools.cache
+def cases() -> dict[Case, tuple[Any, tuple[int, ...]]]:
+    """Configuration and labels of each step that the two processes do."""
+    found = {
+        (n, p): (config_of({**OBJECTIVES[n], "pairs": p}), ACROSS) for n in OBJECTIVES for p in ("global", "local")
     }
+    for name, terms in zip(SUBSET_NAMES, SUBSETS, strict=True):
+        for head, settings in HEADS.items():
+            found[name, head] = config_of(only(terms), head=settings), ACROSS
+    for name in OBJECTIVES:
+        found[name, "accumulate"] = config_of({**OBJECTIVES[name], "pairs": "global"}, accumulate=2), WITHIN
+    return found
 
 
 def work(rank: int, port: int, folder: str) -> None:
-    """One of the two processes: a step for each setting, written to a file."""
+    """One of the two processes: all steps, and an epoch of the meter, written to a file."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     distributed.initialise(torch.device("cpu"))
     try:
         assert distributed.world_size() == 2
-        half = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
-        results = {(n, p): one_step(n, p, half) for n in OBJECTIVES for p in ("global", "local")}
-        torch.save(results, Path(folder) / f"{rank}.pt")
+        of_two = {"devices": 2}
+        results = {
+            case: one_step(config.model_copy(update=of_two), labels, rank=rank, world=2)
+            for case, (config, labels) in cases().items()
+        }
+        torch.save(
+            ({key: tuple(result) for key, result in results.items()}, measured(rank, folder)), f"{folder}/{rank}.pt"
+        )
     finally:
         distributed.shutdown()
 
 
+def measured(rank: int, folder: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+    """Log lines and closing numbers of an epoch in which the two processes saw different things."""
+    lines: list[dict[str, Any]] = []
+
+    class Lines(RunLog):
+        def __init__(self) -> None:
+            pass
+
+        def write(self, kind: str, step: int, values: Any) -> None:
+            lines.append(values)
+
+        def say(self, line: str) -> None:
+            pass
+
+    meter = Meter(Lines(), config_of({"mim": {"weight": 1.0}}, log_every=2), 0, 2, Path(folder))
+    for number, empty in enumerate(({"mim": 1}, {"cls": 2}) if rank else ({}, {"cls": 1})):
+        losses = {
+            name: torch.tensor(value + rank + number) for name, value in (("loss", 5.0), ("cls", 3.0), ("mim", 2.0))
+        }
+        meter.record(number, StepResult(losses, empty, torch.zeros(4, dtype=torch.long), torch.zeros(4).long()), 0.1)
+    meter.skipped = 3 + rank
+    return lines, meter.close(1.0)
+
+
 @functools.cache
-def whole_batch(name: str) -> dict[str, dict[str, Tensor]]:
-    return one_step(name, "global", slice(None))
+def whole_batch(case: Case) -> Outcome:
+    config, labels = cases()[case]
+    return one_step(config.model_copy(update={"accumulate": 1}), labels)
 
 
 def free_port() -> int:
@@ -103,61 +106,82 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-Results = dict[tuple[str, str], dict[str, dict[str, Tensor]]]
-
-
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
-    """Results of both processes, started once for all settings."""
+def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """What both processes wrote, started once for all settings."""
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(work, (free_port(), str(folder)), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-def averaged_losses(two: list[Results], name: str, pairs: str) -> dict[str, Tensor]:
-    first, second = (results[name, pairs]["losses"] for results in two)
-    return {key: (first[key] + second[key]) / 2 for key in first}
+@pytest.fixture(scope="module")
+def two(saved: list[Any]) -> dict[Case, tuple[Outcome, Outcome]]:
+    return {case: (Outcome(*saved[0][0][case]), Outcome(*saved[1][0][case])) for case in saved[0][0]}
 
 
-def without_keys(name: str, value: Tensor) -> Tensor:
-    """The keys' bias moves every score of a row alike, so its gradient is rounding noise that Adam blows up."""
-    if name.endswith("attn.qkv.bias"):
-        query, _, values = value.chunk(3)
-        return torch.cat([query, values])
-    return value
+def together(first: Outcome, second: Outcome) -> Outcome:
+    """Losses averaged as the log does; gradients and centres are the same on both."""
+    for ours, theirs in ((first.gradients, second.gradients), (first.centers, second.centers)):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    return first._replace(losses={key: (first.losses[key] + second.losses[key]) / 2 for key in first.losses})
+
+
+Both = dict[Case, tuple[Outcome, Outcome]]
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_processes_are_one(name: str, two: list[Results]) -> None:
-    alone = whole_batch(name)
-    for key, value in averaged_losses(two, name, "global").items():
-        torch.testing.assert_close(value, alone["losses"][key], rtol=0, atol=1e-5, msg=key)
-    for results in two:
-        for part in ("student", "teacher", "centers"):
-            for key, value in results[name, "global"][part].items():
-                expected = without_keys(key, alone[part][key])
-                torch.testing.assert_close(
-                    without_keys(key, value), expected, rtol=0, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}"
-                )
-    # the step was long enough for a wrong gradient to show
-    assert min(float(value) for value in alone["moved"].values()) > 2e-4
-    assert float(alone["centers"]["cls_center"].abs().max()) > 1e-3
+def test_two_processes_are_one(name: str, two: Both) -> None:
+    alone = whole_batch((name, "global"))
+    assert_same(together(*two[name, "global"]), alone)
+    # gradients are large enough for a wrong one to show
+    assert learned(alone) == set(alone.gradients)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", SUBSET_NAMES)
+def test_every_subset_of_terms(name: str, head: str, two: Both) -> None:
+    alone = whole_batch((name, head))
+    assert alone.losses.keys() == {"loss", *name.split("+")}
+    assert_same(together(*two[name, head]), alone)
+    assert learned(alone) == {key for key, gradient in alone.gradients.items() if gradient is not None}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_with_two_passes_are_one_pass(name: str, two: Both) -> None:
+    assert_same(together(*two[name, "accumulate"]), whole_batch((name, "accumulate")))
 
 
 @pytest.mark.parametrize("name", CHANGED_BY_LOCAL_PAIRS)
-def test_local_pairs_are_fewer(name: str, two: list[Results]) -> None:
-    alone = whole_batch(name)
-    local = averaged_losses(two, name, "local")
-    assert abs(float(local["cls"] - alone["losses"]["cls"])) > 1e-4
-    assert abs(float(local["patch"] - alone["losses"]["patch"])) > 1e-4
+def test_local_pairs_are_fewer(name: str, two: Both) -> None:
+    alone, local = whole_batch((name, "global")), together(*two[name, "local"])
+    assert abs(float(local.losses["cls"] - alone.losses["cls"])) > 1e-4
+    assert abs(float(local.losses["patch"] - alone.losses["patch"])) > 1e-4
     apart = [
-        float((without_keys(key, value) - without_keys(key, alone["student"][key])).abs().max())
-        for key, value in two[0][name, "local"]["student"].items()
-    ]
+        float((local.gradients[key] - gradient).abs().max())
+        for key, gradient in alone.gradients.items() if gradient is not None
+    ]  # fmt: skip
     assert max(apart) > 1e-4
 
 
-def test_without_labels_local_pairs_are_all_there_are(two: list[Results]) -> None:
+def test_without_labels_local_pairs_are_all_there_are(two: Both) -> None:
     for name in ("phase1", "phase1-patch"):
-        for key, value in averaged_losses(two, name, "local").items():
-            torch.testing.assert_close(value, averaged_losses(two, name, "global")[key], rtol=0, atol=1e-6)
+        assert_same(together(*two[name, "local"]), together(*two[name, "global"]))
+
+
+def test_a_device_without_pairs_says_so(two: Both) -> None:
+    """Of different images of one class, the first half of the batch holds two, the second none."""
+    halves = ACROSS[: IMAGES // 2], ACROSS[IMAGES // 2 :]
+    assert [len(set(half)) for half in halves] == [3, 4]
+    assert [outcome.empty for outcome in two["phase2-others", "local"]] == [{}, {"patch": 1}]
+    assert [outcome.empty for outcome in two["phase2-others", "global"]] == [{}, {}]
+
+
+def test_an_epoch_is_measured_over_both_processes(saved: list[Any]) -> None:
+    for _, (lines, scores) in saved:
+        assert len(lines) == 1
+        assert {name: lines[0][name] for name in ("loss", "cls", "mim")} == {"loss": 6.0, "cls": 4.0, "mim": 3.0}
+        assert {name: value for name, value in lines[0].items() if name.startswith("empty")} == {
+            "empty_cls": 3, "empty_mim": 1
+        }  # fmt: skip
+        assert scores["loss"] == 6.0
+        assert scores["skipped_images"] == 7

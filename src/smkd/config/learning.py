@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from smkd import registry
 from smkd.config.section import Count, Fraction, Positive, Section, Weight
+from smkd.errors import ConfigError
 
 
 class ModelConfig(Section):
@@ -71,11 +73,18 @@ class PatchConfig(Section):
     """Matched patches across images of one class (SMKD)."""
 
     weight: Weight = 0.0
-    matching: Literal["paper", "reference"] = "paper"
+    matching: str = "paper"
+    """Which student patch answers to which teacher patch: paper, reference (the published code's), or one of another
+    package's (docs/extending.md)."""
     weighting: Literal["attention", "mean"] = "attention"
     """Weigh each teacher patch by the teacher's [CLS] attention, or all alike."""
     same_image: bool = True
-    """Paper matching: also pair an image with its own other view."""
+    """Also pair an image with its own other view. The published code's matching has a rule of its own."""
+
+    @field_validator("matching")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _checked(registry.matchings, name)
 
 
 class SupervisedConfig(Section):
@@ -93,6 +102,8 @@ class ObjectiveConfig(Section):
     mim: MimConfig = MimConfig()
     patch: PatchConfig = PatchConfig()
     supervised: SupervisedConfig = SupervisedConfig()
+    terms: dict[str, Weight] = Field(default_factory=dict)
+    """Weights of other packages' terms by name (docs/extending.md)."""
     pairs: Literal["local", "global"] = "local"
     """Pairs within each device's own batch, or with the teacher outputs of all devices."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
@@ -101,9 +112,17 @@ class ObjectiveConfig(Section):
     cls_center_momentum: Fraction = 0.9
     patch_center_momentum: Fraction = 0.9
 
+    @field_validator("terms")
+    @classmethod
+    def _known(cls, weights: dict[str, float]) -> dict[str, float]:
+        for name in weights:
+            _checked(registry.terms, name)
+        return weights
+
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
-        if not any(term.weight > 0 for term in (self.cls, self.mim, self.patch, self.supervised)):
+        weights = [term.weight for term in (self.cls, self.mim, self.patch, self.supervised)]
+        if not any(weight > 0 for weight in [*weights, *self.terms.values()]):
             raise ValueError("every term has weight 0; give cls, mim, patch or supervised a positive weight")
         if self.patch.matching == "reference" and self.pairs == "global":
             raise ValueError("patch.matching=reference knows only pairs=local, as the published code")
@@ -124,3 +143,12 @@ class OptimConfig(Section):
     freeze_last_layer_epochs: Count = 1
     teacher_momentum: Fraction = 0.996
     teacher_momentum_end: Fraction = 1.0
+
+
+def _checked(known: registry.Registry, name: str) -> str:
+    """The name, if the registry knows it; pydantic wants a ValueError for what is wrong."""
+    try:
+        known.check(name)
+    except ConfigError as error:
+        raise ValueError(str(error)) from error
+    return name

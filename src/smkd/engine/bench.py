@@ -19,7 +19,7 @@ from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
 from smkd.data.device_loader import training_loader
-from smkd.data.loader import Views, batches, make_views
+from smkd.data.loader import Batch, Views, batches, make_views
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
 from smkd.data.randomness import generator
@@ -27,7 +27,7 @@ from smkd.data.sampler import EpochSampler
 from smkd.engine.compiling import compile_backbones
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.runlog import console
-from smkd.engine.schedules import rates_at
+from smkd.engine.schedules import Rates, rates_at
 from smkd.engine.step import Learner
 
 PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
@@ -92,11 +92,8 @@ def bench(config: RunConfig, steps: int) -> Bench:
     classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
-    source = _loaded(config, learner, device) if real else itertools.repeat(synthetic_views(config, device))
     rates = rates_at(config, config.epochs // 2, 1)  # past warm-up, nothing frozen
-
-    def one_step() -> None:
-        learner.step((next(source) for _ in range(config.accumulate)), rates)
+    one_step = _from_loader(config, learner, rates) if real else _from_device(config, learner, rates)
 
     counter = FlopCounterMode(display=False)
     with counter:
@@ -160,28 +157,43 @@ def matmul_tflops(device: torch.device, autocast: torch.dtype | None) -> float:
     return 2 * side**3 / best / 1e12
 
 
-def _loaded(config: RunConfig, learner: Learner, device: torch.device) -> Iterator[Views]:
-    """Views from the configured images, epoch after epoch."""
+def _from_device(config: RunConfig, learner: Learner, rates: Rates) -> Callable[[], object]:
+    """A step on views of noise."""
+    views = [synthetic_views(config, learner.device)] * config.accumulate
+    return lambda: learner.step(views, rates)
+
+
+def _from_loader(config: RunConfig, learner: Learner, rates: Rates) -> Callable[[], object]:
+    """A step on the next images that the configuration names, epoch after epoch."""
     images = cached(open_split(config.data, "train"), config.data, "train")
-    spec = configured_spec(config.data)
+    spec, device = configured_spec(config.data), learner.device
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
     )
     loader = training_loader(images, config, sampler, device)
-    for epoch in itertools.count():
-        sampler.set_epoch(epoch)
-        loaded = on_device(batches(loader), device)
-        while True:
-            with learner.part("data"):
-                batch = next(loaded, None)
-            if batch is None:
-                break
+
+    def loaded() -> Iterator[Batch]:
+        for epoch in itertools.count():
+            sampler.set_epoch(epoch)
+            yield from on_device(batches(loader), device)
+
+    def colored(passes: list[Batch]) -> Iterator[Views]:
+        for batch in passes:
             with learner.part("color"):
                 views = make_views(batch, spec, device)
             yield views
 
+    source = loaded()
 
-def _parts(learner: Learner, one_step: Callable[[], None], steps: int, device: torch.device) -> dict[str, float]:
+    def one_step() -> object:
+        with learner.part("data"):
+            passes = list(itertools.islice(source, config.accumulate))
+        return learner.step(colored(passes), rates, [batch.labels for batch in passes])
+
+    return one_step
+
+
+def _parts(learner: Learner, one_step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step."""
     spent = dict.fromkeys(PARTS, 0.0)
 

@@ -19,7 +19,15 @@ from smkd.errors import SmkdError
 
 
 class Meter:
-    """Running means of one epoch; reads the device only when a log line is due."""
+    """Running means of one epoch over all devices; reads the device only when a log line is due.
+
+    Args:
+        log: where the lines go.
+        config: of the run.
+        epoch: counted from 0.
+        steps: of the epoch.
+        out: the run folder, for the message about a loss that is not finite.
+    """
 
     def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
         self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
@@ -50,7 +58,8 @@ class Meter:
             self._flush(done, lr)
 
     def _flush(self, step: int, lr: float) -> None:
-        means = {name: float(distributed.mean(value)) / self.count for name, value in self.sums.items()}
+        total = torch.stack(list(self.sums.values()))  # [losses]
+        means = dict(zip(self.sums, (distributed.mean(total) / self.count).tolist(), strict=True))
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise SmkdError(
@@ -58,14 +67,20 @@ class Meter:
                 f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
             )
         speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
-        empty = {f"empty_{name}": count for name, count in self.empty.items()}
+        # a term that some device found empty may be missing in the counts of this one
+        counts = {name: distributed.sum_int(self.empty.get(name, 0), total.device) for name in self.sums}
+        empty = {f"empty_{name}": count for name, count in counts.items() if count}
         self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
         self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
         self.epoch_loss.append(means["loss"])
         self._restart()
 
     def close(self, seconds: float) -> dict[str, float]:
-        """Numbers of the whole epoch."""
+        """Numbers of the whole epoch, over all devices.
+
+        Args:
+            seconds: how long it took.
+        """
         assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
         labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
         scores = {
@@ -74,9 +89,10 @@ class Meter:
             "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
             "seconds": round(seconds, 2),
         }
-        if self.skipped:
-            scores["skipped_images"] = self.skipped
-            self.log.say(f"epoch {self.epoch + 1}: {self.skipped} unreadable images were replaced")
+        skipped = distributed.sum_int(self.skipped, self.assigned[0].device)
+        if skipped:
+            scores["skipped_images"] = skipped
+            self.log.say(f"epoch {self.epoch + 1}: {skipped} unreadable images were replaced")
         self.log.say(
             f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, nmi {scores['nmi']:.3f}, "
             f"{scores['images_per_second']:.0f} images/s"

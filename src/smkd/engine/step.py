@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,14 +18,15 @@ from smkd.engine.optim import clip_each, drop_last_layer_gradients, make_optimiz
 from smkd.engine.schedules import Rates
 from smkd.models.pair import StudentTeacher
 from smkd.objectives.objective import Losses, Objective
+from smkd.objectives.passes import Pass
 
 
 class StepResult(NamedTuple):
     """What a step reports; tensors stay on the device.
 
     Attributes:
-        losses: total and weighted terms, mean over the passes.
-        empty: how often each term found no valid pair.
+        losses: total and weighted terms, of the whole step on this device.
+        empty: in how many passes a term found no valid pair for this device's images.
         assigned: [images] prototype of the teacher for the first global view of each image.
         labels: [images] class of each image, on the CPU.
     """
@@ -63,51 +64,56 @@ class Learner:
         objective = Objective(config.objective, config.head).to(device)
         student: nn.Module = pair.student
         if distributed.world_size() > 1:
-            # a separate patch layer gets no gradient when no term looks at patches
-            unused = config.head.num_patch_prototypes is not None and not pair.needs_patches
             student = nn.parallel.DistributedDataParallel(
                 student,
                 device_ids=[device.index] if device.type == "cuda" else None,
-                find_unused_parameters=unused,
+                find_unused_parameters=pair.idle_weights,
             )
         scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
         optimizer = make_optimizer(pair.student, device)
         return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
 
-    def step(self, passes: Iterable[Views], rates: Rates) -> StepResult:
-        """Forward and backward over all passes, then one update of student, centres and teacher."""
+    def step(self, views: Iterable[Views], rates: Rates, labels: Sequence[Tensor] | None = None) -> StepResult:
+        """Forward and backward over all passes, then one update of student, centres and teacher.
+
+        What is learned is what one pass over all images would teach, but for the pairs, which form within a pass.
+
+        Args:
+            views: of each pass; asked for one at a time if `labels` are given.
+            rates: of the step.
+            labels: int64 [batch] on the CPU for each pass; None takes those of the views.
+        """
+        if labels is None:
+            views = list(views)
+            labels = [each.labels for each in views]
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
-        count = self.config.accumulate
         losses: dict[str, Tensor] = {}
         empty: dict[str, int] = {}
         assigned: list[Tensor] = []
-        labels: list[Tensor] = []
-        for number, views in enumerate(passes):
-            last = number == count - 1
-            with contextlib.nullcontext() if last else self._gradients_stay_here():
-                loss = self._forward(views, rates, assigned)
+        for this, each in zip(self.objective.passes(labels), views, strict=True):
+            with contextlib.nullcontext() if this.last else self._gradients_stay_here():
+                loss = self._forward(each, rates, assigned, this)
                 with self.part("backward"):
-                    self.scaler.scale(loss.total / count).backward()
+                    self.scaler.scale(loss.total).backward()
             for name, value in (("loss", loss.total), *loss.terms.items()):
-                losses[name] = losses.get(name, 0) + value.detach() / count
+                losses[name] = losses.get(name, 0) + value.detach()
             for name in loss.empty:
                 empty[name] = empty.get(name, 0) + 1
-            labels.append(views.labels)
         self._update(rates)
-        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels))
+        return StepResult(losses, empty, torch.cat(assigned), torch.cat(list(labels)))
 
-    def _forward(self, views: Views, rates: Rates, assigned: list[Tensor]) -> Losses:
+    def _forward(self, views: Views, rates: Rates, assigned: list[Tensor], this: Pass | None = None) -> Losses:
         with self._autocast():
             with self.part("teacher"):
                 targets = self.pair.teacher_outputs(views.global_views)
             with self.part("student"):
                 outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
-        assigned.append(targets.cls[0].argmax(dim=-1))
+        assigned.append(targets.cls[0].argmax(dim=-1))  # [batch]
         with self.part("objective"):
             losses: Losses = self.objective(
                 outputs, targets, views.masks, views.labels,
-                cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature,
+                cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature, this=this,
             )  # fmt: skip
         return losses
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import Images, configured_spec, describe, open_split
 from smkd.data.device_loader import training_loader
-from smkd.data.loader import Batch, Views, batches, make_views
+from smkd.data.loader import Batch, batches, make_views
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint, run_folder
@@ -176,24 +177,14 @@ class Run:
         self.sampler.set_epoch(self.epoch)
         meter = Meter(log, self.config, self.epoch, steps, self.out)
         loaded = on_device(batches(loader), self.device)
-        for step, views in enumerate(self._steps(loaded, meter), start=self.epoch * steps):
+        for step, passes in enumerate(_in_groups(loaded, self.config.accumulate), start=self.epoch * steps):
+            meter.skipped += sum(batch.skipped for batch in passes)
             rates = rates_at(self.config, step, steps)
             _seed_device(self.config.seed, step)
-            meter.record(step, self.learner.step(views, rates), rates.lr)
+            views = (make_views(batch, self.spec, self.device) for batch in passes)
+            meter.record(step, self.learner.step(views, rates, [batch.labels for batch in passes]), rates.lr)
             bar.advance(meter.note)
         return meter.close(time.perf_counter() - started)
-
-    def _steps(self, loaded: Iterator[Batch], meter: Meter) -> Iterator[Iterator[Views]]:
-        """The passes of one step after another."""
-
-        def passes(first: Batch) -> Iterator[Views]:
-            for turn in range(self.config.accumulate):
-                batch = first if turn == 0 else next(loaded)
-                meter.skipped += batch.skipped
-                yield make_views(batch, self.spec, self.device)
-
-        for first in loaded:
-            yield passes(first)
 
     def _close_epoch(self, scores: dict[str, float], log: RunLog) -> None:
         """Validate if it is time, write the numbers, and save."""
@@ -225,6 +216,12 @@ class Run:
             accuracy = next(iter(measured.values()))
         distributed.barrier()
         return accuracy
+
+
+def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
+    """`size` batches at a time."""
+    while group := list(islice(batches, size)):
+        yield group
 
 
 def _progress(chunks: Iterable[Any], title: str, total: int) -> Iterable[Any]:

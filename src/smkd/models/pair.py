@@ -7,10 +7,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smkd.config.schema import RunConfig
+from smkd import registry
+from smkd.config.schema import ObjectiveConfig, RunConfig
+from smkd.errors import ConfigError
 from smkd.models.head import PatchLogits, ProjectionHead
 from smkd.models.vit import VisionTransformer, patch_attention
 from smkd.transfer import to_device
+
+OPTIONAL = ("patches", "tokens", "attention")
+"""Outputs that are made where something asks for them."""
 
 
 class Outputs(NamedTuple):
@@ -23,6 +28,7 @@ class Outputs(NamedTuple):
         attention: weights of the patches by the [CLS] attention, [global, batch, patches]; None if not needed.
         local_cls: logits of the local views' [CLS], [local, batch, prototypes]; student only.
         classes: logits of the supervised classifier, [global, batch, classes]; student only, None if there is none.
+        only_masked: `patches` holds the masked patches alone, in the order of the masks.
     """
 
     cls: Tensor
@@ -31,6 +37,24 @@ class Outputs(NamedTuple):
     attention: Tensor | None = None
     local_cls: Tensor | None = None
     classes: Tensor | None = None
+    only_masked: bool = False
+
+
+class Request(NamedTuple):
+    """What a network is asked for beside the logits of [CLS].
+
+    Attributes:
+        patches: logits of the patches.
+        tokens: the backbone's patch tokens.
+        attention: weights of the patches by the [CLS] attention.
+        masked: int64 [masked] on the device, places of the masked patches among [global, batch, patches], if logits
+            of no others are needed.
+    """
+
+    patches: bool = False
+    tokens: bool = False
+    attention: bool = False
+    masked: Tensor | None = None
 
 
 class Network(nn.Module):
@@ -43,42 +67,39 @@ class Network(nn.Module):
         self.classifier = nn.Linear(backbone.embed_dim, num_classes) if num_classes else None
 
     def forward(
-        self, global_views: Tensor, masks: Tensor | None = None, local_views: Tensor | None = None, *,
-        patches: bool, tokens: bool = False, attention: bool = False, rows: Tensor | None = None,
-    ) -> Outputs:  # fmt: skip
+        self, global_views: Tensor, request: Request, masks: Tensor | None = None, local_views: Tensor | None = None
+    ) -> Outputs:
         """One pass over the global views and one over the local views.
 
         Args:
             global_views: [global, batch, 3, size, size].
+            request: what to give beside the logits of [CLS].
             masks: bool [global, batch, rows, columns], or None.
             local_views: [local, batch, 3, size, size], or None.
-            patches: also give patch logits.
-            tokens: also give the backbone's patch tokens.
-            attention: also give the attention weights of the patches.
-            rows: the masked patches, counted over [global, batch, patches], if logits of no others are needed.
         """
         shape = global_views.shape[:2]
-        flat_masks = None if masks is None else masks.flatten(0, 1)
-        seen = self.backbone(global_views.flatten(0, 1), flat_masks, attention=attention)
-        cls = seen.cls
+        flat_masks = None if masks is None else masks.flatten(0, 1)  # [global * batch, rows, columns]
+        seen = self.backbone(global_views.flatten(0, 1), flat_masks, attention=request.attention)
+        cls = seen.cls  # [global * batch, dim]
         if local_views is not None and len(local_views):
-            cls = torch.cat([cls, self.backbone(local_views.flatten(0, 1)).cls])
+            cls = torch.cat([cls, self.backbone(local_views.flatten(0, 1)).cls])  # [(global + local) * batch, dim]
         chosen = None
-        if patches:
-            chosen = seen.patches.flatten(0, 1)
-            chosen = chosen if rows is None else chosen[rows]
+        if request.patches:
+            chosen = seen.patches.flatten(0, 1)  # [global * batch * patches, dim]
+            chosen = chosen if request.masked is None else chosen[request.masked]
         logits, patch_logits = self.head(cls, chosen)
-        logits = logits.unflatten(0, (-1, shape[1]))
+        logits = logits.unflatten(0, (-1, shape[1]))  # [global + local, batch, prototypes]
         weights = None
-        if attention:
+        if request.attention:
             weights = patch_attention(seen.attention, seen.patches.shape[1]).unflatten(0, shape)
         return Outputs(
             cls=logits[: shape[0]],
             patches=patch_logits,
-            tokens=seen.patches.unflatten(0, shape) if tokens else None,
+            tokens=seen.patches.unflatten(0, shape) if request.tokens else None,
             attention=weights,
             local_cls=logits[shape[0] :] if len(logits) > shape[0] else None,
             classes=None if self.classifier is None else self.classifier(seen.cls).unflatten(0, shape),
+            only_masked=request.masked is not None,
         )
 
 
@@ -88,15 +109,29 @@ class StudentTeacher(nn.Module):
     Args:
         config: model, head and which outputs the objective needs.
         num_classes: training classes, for the supervised term.
+
+    Attributes:
+        idle_weights: whether the loss may reach only a part of the student's weights, as without a [CLS] term when the
+            patches have prototypes of their own.
+
+    Raises:
+        ConfigError: sizes of the model that do not fit together, or a term that cannot be imported.
     """
 
     def __init__(self, config: RunConfig, num_classes: int) -> None:
         super().__init__()
         objective = config.objective
         supervised = num_classes if objective.supervised.weight > 0 else 0
-        self.needs_tokens = objective.patch.weight > 0
-        self.needs_patches = objective.mim.weight > 0 or self.needs_tokens
-        self.needs_attention = objective.patch.weight > 0 and objective.patch.weighting == "attention"
+        others = _needs_of_other_terms(objective)
+        matched = objective.patch.weight > 0
+        self.needs_tokens = matched or "tokens" in others
+        self.needs_patches = matched or objective.mim.weight > 0 or "patches" in others
+        self.needs_attention = (matched and objective.patch.weighting == "attention") or "attention" in others
+        # masked-patch prediction alone looks at the masked patches alone
+        self.needs_all_patches = matched or "patches" in others
+        apart = config.head.num_patch_prototypes is not None
+        cls_learns = objective.cls.weight > 0 or (self.needs_patches and not apart)
+        self.idle_weights = bool(others) or not cls_learns or (apart and not self.needs_patches)
         self.student = _network(config, student=True, num_classes=supervised)
         self.student.backbone.recompute = config.recompute
         self.teacher = _network(config, student=False)
@@ -104,11 +139,14 @@ class StudentTeacher(nn.Module):
         self.teacher.requires_grad_(False)
 
     def teacher_outputs(self, global_views: Tensor) -> Outputs:
-        """The teacher sees the unmasked global views, so there is a target for every patch."""
+        """The teacher sees the unmasked global views, so there is a target for every patch.
+
+        Args:
+            global_views: [global, batch, 3, size, size].
+        """
+        request = Request(patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention)
         with torch.inference_mode():
-            outputs: Outputs = self.teacher(
-                global_views, patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention
-            )
+            outputs: Outputs = self.teacher(global_views, request)
         return outputs
 
     def student_outputs(self, student: nn.Module, global_views: Tensor, masks: Tensor, local_views: Tensor) -> Outputs:
@@ -116,15 +154,15 @@ class StudentTeacher(nn.Module):
 
         Args:
             student: `self.student`, or its wrapper for several devices.
+            global_views: [global, batch, 3, size, size].
             masks: bool [global, batch, rows, columns] on the CPU.
+            local_views: [local, batch, 3, size, size].
         """
-        device, rows = global_views.device, None
-        if not self.needs_tokens:  # masked-patch prediction alone looks at no other patches
-            rows = to_device(masks.flatten().nonzero()[:, 0], device)
-        outputs: Outputs = student(
-            global_views, to_device(masks, device), local_views,
-            patches=self.needs_patches, tokens=self.needs_tokens, rows=rows,
-        )  # fmt: skip
+        device, masked = global_views.device, None
+        if self.needs_patches and not self.needs_all_patches:
+            masked = to_device(masks.flatten().nonzero()[:, 0], device)  # [masked]
+        request = Request(patches=self.needs_patches, tokens=self.needs_tokens, masked=masked)
+        outputs: Outputs = student(global_views, request, to_device(masks, device), local_views)
         return outputs
 
     @torch.no_grad()
@@ -136,6 +174,18 @@ class StudentTeacher(nn.Module):
 
     def _shared(self, student_state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: student_state[name] for name in self.teacher.state_dict()}
+
+
+def _needs_of_other_terms(objective: ObjectiveConfig) -> set[str]:
+    """What the terms of other packages say in `needs` that they look at beside [CLS], with 'cls' for each."""
+    needs: set[str] = set()
+    for name, weight in objective.terms.items():
+        if weight > 0:
+            asked = set(getattr(registry.terms.load(name), "needs", ()))
+            if unknown := asked - set(OPTIONAL):
+                raise ConfigError(f"term '{name}' needs {min(unknown)!r}; a term may need {', '.join(OPTIONAL)}")
+            needs |= asked | {"cls"}
+    return needs
 
 
 def _network(config: RunConfig, *, student: bool, num_classes: int = 0) -> Network:

@@ -13,7 +13,7 @@ from smkd.transfer import to_device
 
 
 def same_image(targets: Tensor, student_global: Tensor, student_local: Tensor) -> tuple[Tensor, int]:
-    """Cross-entropy of every teacher view with every other view of the same image.
+    """Cross-entropy of every teacher view with every other view of the same image (DINO, equation 3).
 
     for q in global views, v in all views, v != q, i in images:  H(targets[q, i], student[v, i])
 
@@ -21,12 +21,15 @@ def same_image(targets: Tensor, student_global: Tensor, student_local: Tensor) -
         targets: teacher distributions [global, batch, prototypes].
         student_global: logits over temperature [global, batch, prototypes].
         student_local: the same for local views [local, batch, prototypes].
+
+    Returns:
+        The sum, and how many cross-entropies it has.
     """
     views, batch, _ = targets.shape
     # a mask of numbers: picking by booleans would wait for the device to count them
-    other = 1 - torch.eye(views, dtype=targets.dtype, device=targets.device)
-    across = _own_views(targets, student_global) * other[:, :, None]
-    local = _own_views(targets, student_local)
+    other = 1 - torch.eye(views, dtype=targets.dtype, device=targets.device)  # [global, global]
+    across = _own_views(targets, student_global) * other[:, :, None]  # [global, global, batch]
+    local = _own_views(targets, student_local)  # [global, local, batch]
     return across.sum() + local.sum(), views * (views - 1) * batch + local.numel()
 
 
@@ -46,11 +49,14 @@ def same_class(
         pairs: bool [images, batch] on the CPU, True where image i and image j differ and share their class.
         start: position of this device's first image among `images`.
         with_own_views: also H(targets[q, i], student[v, i]) for different global views q and v.
+
+    Returns:
+        The sum, and how many cross-entropies it has.
     """
-    own = targets[:, start : start + student_global.shape[1]]
-    local = _own_views(own, student_local)
-    chosen = to_device(pairs, targets.device).to(targets.dtype)
-    products = torch.einsum("qik,vjk->qivj", targets, student_global)
+    own = targets[:, start : start + student_global.shape[1]]  # [global, batch, prototypes]
+    local = _own_views(own, student_local)  # [global, local, batch]
+    chosen = to_device(pairs, targets.device).to(targets.dtype)  # [images, batch]
+    products = torch.einsum("qik,vjk->qivj", targets, student_global)  # [global, images, global, batch]
     entropy = student_global.logsumexp(dim=-1) - products
     total = (entropy * chosen[None, :, None, :]).sum() + local.sum()
     count = targets.shape[0] * student_global.shape[0] * int(pairs.sum()) + local.numel()

@@ -28,9 +28,9 @@ class Matches(NamedTuple):
     """Matched patches; the three tensors have one entry per match.
 
     Attributes:
-        student: row of the student's patches.
-        teacher: row of the teacher's patches.
-        weight: of the match; the term is the weighted sum of cross-entropies.
+        student: int64 [matches], row of the student's patches.
+        teacher: int64 [matches], row of the teacher's patches.
+        weight: float [matches]; the term is the weighted sum of cross-entropies.
         terms: number of terms that the weights average over; 0 if nothing matched.
     """
 
@@ -72,6 +72,9 @@ def matched_entropy(
         targets: the teacher's side; gets no gradient.
         matches: pairs of rows.
         temperature: of the student.
+
+    Returns:
+        A scalar.
     """
     entropy: Tensor = _MatchedEntropy.apply(embedded, prototypes, targets, matches, temperature)  # type: ignore[no-untyped-call]
     return entropy
@@ -87,24 +90,25 @@ class _MatchedEntropy(torch.autograd.Function):
         exact = torch.promote_types(embedded.dtype, torch.float32)
         # weights around 1 instead of 1 / rows: no underflow in float16
         scale = max(len(embedded), 1)
-        weight = matches.weight.to(exact) * scale
-        mass = weight.new_zeros(len(embedded)).index_add_(0, matches.student, weight)
+        weight = matches.weight.to(exact) * scale  # [matches]
+        mass = weight.new_zeros(len(embedded)).index_add_(0, matches.student, weight)  # [rows]
+        # [teacher rows, dim]
         of_teacher = _gathered(embedded.to(exact), matches.student, matches.teacher, weight, len(targets.embedded))
-        projected = torch.empty_like(of_teacher)
+        projected = torch.empty_like(of_teacher)  # [teacher rows, dim]
         grad_embedded = torch.empty(embedded.shape, dtype=exact, device=embedded.device)
         grad_prototypes = torch.zeros(prototypes.shape, dtype=exact, device=embedded.device)
 
         for rows in _chunks(len(of_teacher), len(prototypes), embedded.device):
-            p = targets.distributions(rows).to(embedded.dtype)
+            p = targets.distributions(rows).to(embedded.dtype)  # [some teacher rows, prototypes]
             projected[rows] = p @ prototypes
             grad_prototypes -= p.T @ of_teacher[rows].to(embedded.dtype)
         total = -(projected * of_teacher).sum() / temperature
         for rows in _chunks(len(embedded), len(prototypes), embedded.device):
-            z = (embedded[rows] @ prototypes.T).to(exact).div_(temperature)
-            largest, at = z.max(dim=-1, keepdim=True)
-            softmax = z.softmax(dim=-1)
+            z = (embedded[rows] @ prototypes.T).to(exact).div_(temperature)  # [some rows, prototypes]
+            largest, at = z.max(dim=-1, keepdim=True)  # [some rows, 1]
+            softmax = z.softmax(dim=-1)  # [some rows, prototypes]
             # at the largest logit the softmax is at least 1 / prototypes, so its logarithm is safe
-            lse = (largest - softmax.gather(1, at).log()).squeeze(1)
+            lse = (largest - softmax.gather(1, at).log()).squeeze(1)  # [some rows]
             total += mass[rows] @ lse
             share = softmax.mul_(mass[rows, None]).to(embedded.dtype)
             grad_embedded[rows] = share @ prototypes
@@ -126,8 +130,8 @@ class _MatchedEntropy(torch.autograd.Function):
 
 def _gathered(values: Tensor, source: Tensor, destination: Tensor, weight: Tensor, rows: int) -> Tensor:
     """[rows, dim]: for each destination row, the weighted sum of the source rows of `values` that belong to it."""
-    order = destination.argsort()
-    size = torch.zeros(rows, dtype=torch.long, device=values.device)
+    order = destination.argsort()  # [matches]
+    size = torch.zeros(rows, dtype=torch.long, device=values.device)  # [rows]
     size.index_add_(0, destination, torch.ones_like(destination))
     return F.embedding_bag(
         source[order], values, size.cumsum(0) - size, mode="sum", per_sample_weights=weight[order]

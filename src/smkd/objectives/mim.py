@@ -1,4 +1,4 @@
-"""Masked-patch prediction (Zhou et al., iBOT, ICLR 2022): every masked patch is matched with itself."""
+"""Masked-patch prediction (Zhou et al., iBOT, ICLR 2022, equation 2): every masked patch is matched with itself."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def match_masked(masks: Tensor, device: torch.device) -> Matches:
     Returns:
         Rows counted over [global, batch, patches]; as many terms as masked patches.
     """
-    rows = masks.flatten().nonzero()[:, 0]
-    per_image = masks.sum(dim=-1, keepdim=True).clamp(min=1)
-    weights = (masks / (per_image * masks.shape[0] * masks.shape[1])).flatten()[rows]
+    rows = masks.flatten().nonzero()[:, 0]  # [masked]
+    per_image = masks.sum(dim=-1, keepdim=True).clamp(min=1)  # [global, batch, 1]
+    weights = (masks / (per_image * masks.shape[0] * masks.shape[1])).flatten()[rows]  # [masked]
     on_device = to_device(rows, device)
     return Matches(on_device, on_device, to_device(weights, device), len(rows))

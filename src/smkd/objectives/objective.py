@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from smkd import distributed
+from smkd import distributed, registry
 from smkd.config.schema import HeadConfig, ObjectiveConfig
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.objectives import cls, mim, patch
 from smkd.objectives.matched import Matches, Targets, matched_entropy
+from smkd.objectives.passes import Pass, passes_of
 from smkd.transfer import to_device
 
 
 class Losses(NamedTuple):
-    """Scalars of one pass.
+    """Scalars of one pass: its share of the step's, so those of all passes of a step add up.
 
     Attributes:
         total: sum of the weighted terms.
         terms: each weighted term by its name.
-        empty: names of the terms that found no valid pair in the batch and so are exactly zero.
+        empty: names of the terms that found no valid pair for this device's images and so are exactly zero here.
     """
 
     total: Tensor
@@ -36,6 +38,9 @@ class Objective(nn.Module):
     Args:
         config: terms and weights.
         head: numbers of prototypes.
+
+    Raises:
+        ConfigError: a matching or term that the configuration names cannot be imported.
     """
 
     cls_center: Tensor
@@ -44,14 +49,27 @@ class Objective(nn.Module):
     def __init__(self, config: ObjectiveConfig, head: HeadConfig) -> None:
         super().__init__()
         self.config = config
+        self.match = registry.matchings.load(config.patch.matching)
+        self.others = {name: registry.terms.load(name) for name, weight in config.terms.items() if weight > 0}
         self.register_buffer("cls_center", torch.zeros(head.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(head.num_patch_prototypes or head.num_prototypes))
+        self._cls_means: list[Tensor] = []
+        self._patch_means: list[Tensor] = []
+
+    def passes(self, labels: Sequence[Tensor]) -> list[Pass]:
+        """The passes of an optimiser step, for `forward`.
+
+        Args:
+            labels: int64 [batch] on the CPU for each pass, of this device's images.
+        """
+        config = self.config
+        return passes_of(labels, paired=config.labels, pooled=config.labels and config.pairs == "global")
 
     def forward(
         self, student: Outputs, teacher: Outputs, masks: Tensor, labels: Tensor, *,
-        cls_temperature: float, patch_temperature: float,
+        cls_temperature: float, patch_temperature: float, this: Pass | None = None,
     ) -> Losses:  # fmt: skip
-        """Losses of a batch; afterwards the centres move towards the teacher's mean logits.
+        """Losses of a pass; after the last one of a step, the centres move towards the teacher's mean logits.
 
         Args:
             student: outputs for masked global views and for local views.
@@ -59,80 +77,82 @@ class Objective(nn.Module):
             masks: bool [global, batch, rows, columns] on the CPU.
             labels: int64 [batch] on the CPU.
             cls_temperature, patch_temperature: of the teacher's distributions.
+            this: which pass of a step it is, of `passes`; None for a step of this pass alone.
         """
+        this = this or self.passes([labels])[0]
         student, teacher = _float32(student), _float32(teacher)
         config = self.config
         with torch.autocast(student.cls.device.type, enabled=False):
             terms: dict[str, Tensor] = {}
             counts: dict[str, int] = {}
             if config.cls.weight > 0:
-                terms["cls"], counts["cls"] = self._cls(student, teacher, labels, cls_temperature)
+                terms["cls"], counts["cls"] = self._cls(student, teacher, this, cls_temperature)
             if config.mim.weight > 0:
-                terms["mim"], counts["mim"] = self._mim(student, teacher, masks.flatten(2), patch_temperature)
+                mean, counts["mim"] = self._mim(student, teacher, masks.flatten(2), patch_temperature)
+                terms["mim"] = mean / this.passes
             if config.patch.weight > 0:
-                terms["patch"], counts["patch"] = self._patch(student, teacher, labels, patch_temperature)
+                terms["patch"], counts["patch"] = self._patch(student, teacher, this, patch_temperature)
             if config.supervised.weight > 0:
-                assert student.classes is not None
-                logits = student.classes.flatten(0, 1)
-                truth = to_device(labels.repeat(len(student.classes)), logits.device)
-                terms["supervised"] = nn.functional.cross_entropy(logits, truth)
-            weighted = {name: getattr(config, name).weight * term for name, term in terms.items()}
-            self._move_centers(teacher)
+                terms["supervised"] = _supervised(student, labels) / this.passes
+            for name, term in self.others.items():
+                mean, counts[name] = term(student, teacher, masks, labels)
+                terms[name] = mean / this.passes
+            weighted = {name: self._weight(name) * term for name, term in terms.items()}
+            self._move_centers(teacher, last=this.last)
         empty = tuple(name for name, count in counts.items() if count == 0)
         return Losses(torch.stack(list(weighted.values())).sum(), weighted, empty)
 
-    def _cls(self, student: Outputs, teacher: Outputs, labels: Tensor, temperature: float) -> tuple[Tensor, int]:
-        targets = _distribution(teacher.cls, self.cls_center, temperature)
-        z = student.cls / self.config.student_temperature
+    def _weight(self, term: str) -> float:
+        if term in self.others:
+            return self.config.terms[term]
+        weight: float = getattr(self.config, term).weight
+        return weight
+
+    def _cls(self, student: Outputs, teacher: Outputs, this: Pass, temperature: float) -> tuple[Tensor, int]:
+        targets = _distribution(teacher.cls, self.cls_center, temperature)  # [global, batch, prototypes]
+        z = student.cls / self.config.student_temperature  # [global, batch, prototypes]
         local = z[:0] if student.local_cls is None else student.local_cls / self.config.student_temperature
         if not self.config.labels:
             total, count = cls.same_image(targets, z, local)
-            return total / max(count, 1), count
-        all_labels, start = labels, 0
-        if self.config.pairs == "global":
-            targets, all_labels = distributed.gather(targets, dim=1), distributed.gather(labels, dim=0)
-            start = distributed.rank() * len(labels)
-        pairs = _same_label_pairs(all_labels, labels, start, own=False)
-        total, count = cls.same_class(targets, z, local, pairs, start, with_own_views=self.config.cls.same_image)
-        return self._mean(total, count)
+            return this.share(total, count * this.passes), count
+        if this.devices > 1:
+            targets = distributed.gather(targets, dim=1)  # [global, images, prototypes]
+        pairs = this.pairs(own=False)
+        total, count = cls.same_class(targets, z, local, pairs, this.start, with_own_views=self.config.cls.same_image)
+        views = len(targets) * len(z)
+        within_images = (count - views * int(pairs.sum())) * this.passes * this.devices
+        in_step = views * sum(patch.image_pairs(sizes, own=False) for sizes in this.sizes) + within_images
+        return this.share(total, in_step), count
 
     def _mim(self, student: Outputs, teacher: Outputs, masks: Tensor, temperature: float) -> tuple[Tensor, int]:
         assert student.patches is not None
         assert teacher.patches is not None
         matches = mim.match_masked(masks, student.patches.embedded.device)
-        targets = self._targets(teacher.patches.embedded[matches.teacher], teacher.patches.prototypes, temperature)
-        one_by_one = torch.arange(len(targets.embedded), device=targets.embedded.device)
-        only_masked = len(student.patches.embedded) == matches.terms
-        matches = matches._replace(student=one_by_one if only_masked else matches.student, teacher=one_by_one)
+        embedded = teacher.patches.embedded[matches.teacher]  # [masked, dim]
+        targets = self._targets(embedded, teacher.patches.prototypes, temperature)
+        one_by_one = torch.arange(matches.terms, device=matches.teacher.device)
+        of_student = one_by_one if student.only_masked else matches.student
+        matches = matches._replace(student=of_student, teacher=one_by_one)
         return self._entropy(student.patches, targets, matches), matches.terms
 
-    def _patch(self, student: Outputs, teacher: Outputs, labels: Tensor, temperature: float) -> tuple[Tensor, int]:
+    def _patch(self, student: Outputs, teacher: Outputs, this: Pass, temperature: float) -> tuple[Tensor, int]:
+        teacher = _of_all_devices(teacher) if this.devices > 1 else teacher
         assert student.patches is not None
         assert student.tokens is not None
         assert teacher.patches is not None
         assert teacher.tokens is not None
         config = self.config.patch
-        embedded, tokens = teacher.patches.embedded, teacher.tokens
-        # without labels every image is a class of its own
-        labels = labels if self.config.labels else torch.arange(len(labels)) + distributed.rank() * len(labels)
-        attention = teacher.attention if config.weighting == "attention" else None
-        if config.matching == "reference":
-            matches = patch.match_reference(student.tokens, tokens, labels, attention)
-            targets = self._targets(embedded, teacher.patches.prototypes, temperature)
-            return self._entropy(student.patches, targets, matches), matches.terms
-        all_labels, start = labels, 0
-        if self.config.pairs == "global":
-            views, _, patches, _ = tokens.shape
-            tokens = distributed.gather(tokens, dim=1)
-            embedded = distributed.gather(embedded.view(views, len(labels), patches, -1), dim=1).flatten(0, 2)
-            attention = None if attention is None else distributed.gather(attention, dim=1)
-            all_labels = distributed.gather(labels, dim=0)
-            start = distributed.rank() * len(labels)
-        pairs = _same_label_pairs(all_labels, labels, start, own=config.same_image)
-        matches = patch.match_paper(student.tokens, tokens, pairs, attention)
-        targets = self._targets(embedded, teacher.patches.prototypes, temperature)
-        # the matches carry the mean over this device's terms
-        return self._mean(self._entropy(student.patches, targets, matches) * matches.terms, matches.terms)
+        weighted = config.weighting == "attention"
+        pairs = this.pairs(own=config.same_image)
+        matches: Matches = self.match(student.tokens, teacher.tokens, pairs, teacher.attention if weighted else None)
+        targets = self._targets(teacher.patches.embedded, teacher.patches.prototypes, temperature)
+        entropy = self._entropy(student.patches, targets, matches)
+        views = len(student.tokens)
+        in_step = views * (views - 1) * sum(
+            patch.image_terms(sizes, config.matching, own=config.same_image, weighted=weighted) for sizes in this.sizes
+        )  # fmt: skip
+        # the matches carry the mean over this device's terms of this pass
+        return this.share(entropy * matches.terms, in_step), matches.terms
 
     def _targets(self, embedded: Tensor, prototypes: Tensor, temperature: float) -> Targets:
         return Targets(embedded, prototypes, self.patch_center, temperature)
@@ -140,24 +160,45 @@ class Objective(nn.Module):
     def _entropy(self, student: PatchLogits, targets: Targets, matches: Matches) -> Tensor:
         return matched_entropy(student.embedded, student.prototypes, targets, matches, self.config.student_temperature)
 
-    def _mean(self, total: Tensor, count: int) -> tuple[Tensor, int]:
-        """Mean over this device's summands, or over those of all devices when pairs are global.
-
-        In the second case the devices' results average to the mean of one device with the whole batch.
-        """
-        if self.config.pairs == "global":
-            count = distributed.sum_int(count, total.device)
-            return total * distributed.world_size() / max(count, 1), count
-        return total / max(count, 1), count
-
     @torch.no_grad()
-    def _move_centers(self, teacher: Outputs) -> None:
+    def _move_centers(self, teacher: Outputs, *, last: bool) -> None:
+        """Once a step, towards the mean over its passes and devices; all passes of a step see the same centres."""
         config = self.config
-        self.cls_center.lerp_(distributed.mean(teacher.cls.mean(dim=(0, 1))), 1 - config.cls_center_momentum)
+        self._cls_means.append(teacher.cls.mean(dim=(0, 1)))  # [prototypes]
         if teacher.patches is not None:
             # the mean of the logits is the logit of the mean
-            mean = teacher.patches.prototypes.float() @ teacher.patches.embedded.float().mean(dim=0)
-            self.patch_center.lerp_(distributed.mean(mean), 1 - config.patch_center_momentum)
+            mean = teacher.patches.embedded.float().mean(dim=0)  # [dim]
+            self._patch_means.append(teacher.patches.prototypes.float() @ mean)  # [patch prototypes]
+        if last:
+            _move(self.cls_center, self._cls_means, config.cls_center_momentum)
+            _move(self.patch_center, self._patch_means, config.patch_center_momentum)
+
+
+def _move(center: Tensor, means: list[Tensor], momentum: float) -> None:
+    """Move a centre by the means of all passes, of which each has as many rows; none leave it where it is."""
+    if means:
+        center.lerp_(distributed.mean(torch.stack(means).mean(dim=0)), 1 - momentum)
+        means.clear()
+
+
+def _supervised(student: Outputs, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the classifier over global views and images."""
+    assert student.classes is not None
+    logits = student.classes.flatten(0, 1)  # [global * batch, classes]
+    return nn.functional.cross_entropy(logits, to_device(labels.repeat(len(student.classes)), logits.device))
+
+
+def _of_all_devices(teacher: Outputs) -> Outputs:
+    """The teacher's patches with those of the other devices' images: [global, images, ...] for [global, batch, ...]."""
+    assert teacher.patches is not None
+    assert teacher.tokens is not None
+    views, batch, patches, _ = teacher.tokens.shape
+    embedded = teacher.patches.embedded.view(views, batch, patches, -1)
+    return teacher._replace(
+        patches=teacher.patches._replace(embedded=distributed.gather(embedded, dim=1).flatten(0, 2)),
+        tokens=distributed.gather(teacher.tokens, dim=1),
+        attention=None if teacher.attention is None else distributed.gather(teacher.attention, dim=1),
+    )
 
 
 def _float32(outputs: Outputs) -> Outputs:
@@ -166,12 +207,5 @@ def _float32(outputs: Outputs) -> Outputs:
 
 
 def _distribution(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """[..., prototypes] -> the same."""
     return ((logits - center) / temperature).softmax(dim=-1)
-
-
-def _same_label_pairs(all_labels: Tensor, labels: Tensor, start: int, *, own: bool) -> Tensor:
-    """bool [images, batch]: same class; an image with itself only if `own`."""
-    pairs = all_labels[:, None] == labels[None, :]
-    images = torch.arange(len(labels))
-    pairs[start + images, images] = own
-    return pairs

@@ -1,10 +1,13 @@
 """The matched-patch term (SMKD, section 3.3): patches of one image against matched patches of another.
 
 A matching says which student patch answers to which teacher patch, and with what weight. The term is the sum over
-all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/matched.py`.
+all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/matched.py`. docs/extending.md shows how
+to add a matching.
 """
 
 from __future__ import annotations
+
+from itertools import permutations
 
 import torch
 import torch.nn.functional as F
@@ -37,29 +40,28 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
     images = teacher_tokens.shape[1]
     device = student_tokens.device
     of_student, of_teacher = F.normalize(student_tokens, dim=-1), F.normalize(teacher_tokens, dim=-1)
-    rows, columns = pairs.nonzero(as_tuple=True)
-    view_pairs = [(s, t) for s in range(views) for t in range(views) if s != t]
+    rows, columns = pairs.nonzero(as_tuple=True)  # [all pairs] each
+    view_pairs = list(permutations(range(views), 2))
     terms = len(rows) * len(view_pairs)
     student, teacher = [], []
     some = PAIRS_AT_ONCE["cpu" if device.type == "cpu" else "cuda"]
     for i, j in zip(rows.split(some), columns.split(some), strict=True):
         i, j = to_device(i, device), to_device(j, device)
         for s, t in view_pairs:
+            # [pairs, patches of the teacher, patches of the student]
             similarity = of_teacher[t, i] @ of_student[s, j].transpose(1, 2)
             best = similarity.argmax(dim=2)  # [pairs, patches of the teacher]
             student.append(((s * batch + j) * patches)[:, None] + best)
             teacher.append(((t * images + i) * patches)[:, None] + torch.arange(patches, device=device))
     if not terms:
         return _no_matches(device)
-    to_teacher = torch.cat(teacher).flatten()
-    weights = _weights(attention, (views, images, patches), device)[to_teacher] / terms
+    to_teacher = torch.cat(teacher).flatten()  # [matches]
+    weights = _weights(attention, (views, images, patches), device)[to_teacher] / terms  # [matches]
     return Matches(torch.cat(student).flatten(), to_teacher, weights, terms)
 
 
 @torch.no_grad()
-def match_reference(
-    student_tokens: Tensor, teacher_tokens: Tensor, labels: Tensor, attention: Tensor | None
-) -> Matches:
+def match_reference(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, attention: Tensor | None) -> Matches:
     """What the published code matches; not the paper's formula (docs/fidelity.md).
 
     for (s, t) different global views, i image, a image of the same class, N patch:
@@ -71,41 +73,63 @@ def match_reference(
 
     Args:
         student_tokens, teacher_tokens: backbone patch tokens [global, batch, patches, dim].
-        labels: int64 [batch] on the CPU.
+        pairs: bool [batch, batch] on the CPU, True where two images share their class; the diagonal is not looked at.
         attention: weights of the teacher's patches [global, batch, patches], or None.
     """
     views, batch, patches, _ = student_tokens.shape
     device = student_tokens.device
-    same = labels[:, None] == labels[None, :]
-    first_of_class = same.int().argmax(dim=1)
+    itself = torch.eye(batch, dtype=torch.bool)  # [batch, batch]
+    same = pairs | itself
+    first_of_class = same.int().argmax(dim=1)  # [batch]
     if attention is None:
-        same = same & ~torch.eye(batch, dtype=torch.bool)
-    group = same.sum(dim=1)
+        same = same & ~itself
+    group = same.sum(dim=1)  # [batch]
     terms = int((group > 0).sum()) * views * (views - 1)
     if not terms:
         return _no_matches(device)
-    i, a = same.nonzero(as_tuple=True)
-    share = to_device(1.0 / (group[i] * patches * terms), device)
+    i, a = same.nonzero(as_tuple=True)  # [pairs] each
+    share = to_device(1.0 / (group[i] * patches * terms), device)  # [pairs]
     first, i, a = (to_device(images, device) for images in (first_of_class[a], i, a))
-    student_sum = F.normalize(student_tokens, dim=-1).sum(dim=-1)
+    student_sum = F.normalize(student_tokens, dim=-1).sum(dim=-1)  # [global, batch, patches]
     teacher_sum = F.normalize(teacher_tokens, dim=-1).sum(dim=-1)
     # a product of two sums is largest at the largest student sum, or at the smallest if the teacher's is negative
-    largest, smallest = student_sum.argmax(dim=-1), student_sum.argmin(dim=-1)
+    largest, smallest = student_sum.argmax(dim=-1), student_sum.argmin(dim=-1)  # [global, batch]
     patch = torch.arange(patches, device=device)
     student, teacher, weights = [], [], []
-    for s in range(views):
-        for t in range(views):
-            if s == t:
-                continue
-            best = torch.where(teacher_sum[t, i] > 0, largest[s, a][:, None], smallest[s, a][:, None])
-            best = torch.where(teacher_sum[t, i] == 0, 0, best)
-            student.append(((s * batch + first) * patches)[:, None] + best)
-            teacher.append(((s * batch + a) * patches)[:, None] + patch)
-            weights.append(share[:, None].expand(-1, patches) if attention is None else attention[t, a] / terms)
+    for s, t in permutations(range(views), 2):
+        best = torch.where(teacher_sum[t, i] > 0, largest[s, a][:, None], smallest[s, a][:, None])  # [pairs, patches]
+        best = torch.where(teacher_sum[t, i] == 0, 0, best)
+        student.append(((s * batch + first) * patches)[:, None] + best)
+        teacher.append(((s * batch + a) * patches)[:, None] + patch)
+        weights.append(share[:, None].expand(-1, patches) if attention is None else attention[t, a] / terms)
     return Matches(torch.cat(student).flatten(), torch.cat(teacher).flatten(), torch.cat(weights).flatten(), terms)
 
 
+def image_pairs(sizes: Tensor, *, own: bool) -> int:
+    """Ordered pairs of images of one class.
+
+    Args:
+        sizes: int64 [classes], how many images each class has.
+        own: count each image with itself.
+    """
+    return int((sizes * (sizes - 1 + own)).sum())
+
+
+def image_terms(sizes: Tensor, matching: str, *, own: bool, weighted: bool) -> int:
+    """Over how many terms, in each pair of views, a matching averages.
+
+    Args:
+        sizes: int64 [classes], how many images each class has.
+        matching: its name.
+        own, weighted: as `objective.patch` has it.
+    """
+    if matching == "reference":  # a term for each image that has partners; with attention it is one itself
+        return int(sizes.sum() if weighted else sizes[sizes > 1].sum())
+    return image_pairs(sizes, own=own)
+
+
 def _weights(attention: Tensor | None, shape: tuple[int, int, int], device: torch.device) -> Tensor:
+    """[views * images * patches]."""
     if attention is not None:
         return attention.flatten()
     views, images, patches = shape

@@ -1,0 +1,76 @@
+"""A step of several passes is the step of one pass over all images, wherever the pairs are the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from smkd.data.loader import Views
+from smkd.engine.schedules import rates_at
+from smkd.engine.step import Learner
+from whole_steps import ACROSS, SUBSETS, WITHIN, assert_same, config_of, learned, one_step, only, views_of
+
+PATCH: dict[str, Any] = {"weight": 1.0}
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "phase1": {"labels": False, "mim": {"weight": 1.0}},
+    "phase1-patch": {"labels": False, "patch": PATCH},
+    "phase2": {"labels": True, "patch": PATCH},
+    "own-views": {"labels": True, "cls": {"same_image": True}, "patch": {**PATCH, "weighting": "mean"}},
+    "others": {"labels": True, "patch": {**PATCH, "same_image": False}},
+    "global": {"labels": True, "pairs": "global", "patch": PATCH},
+    "reference": {"labels": True, "patch": {**PATCH, "matching": "reference"}},
+    "reference-mean": {"labels": True, "patch": {**PATCH, "matching": "reference", "weighting": "mean"}},
+    **{"+".join(terms): only(terms) for terms in SUBSETS},
+}
+
+
+# classes that lie within the passes, which hold different numbers of pairs
+LABELS = {2: WITHIN, 4: (0, 0, 1, 1, 2, 3, 4, 4)}
+
+
+@pytest.mark.parametrize("accumulate", LABELS)
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_passes_add_up(name: str, accumulate: int) -> None:
+    several, one = (
+        one_step(config_of(OBJECTIVES[name], accumulate=count, head={"num_patch_prototypes": 24}), LABELS[accumulate])
+        for count in (accumulate, 1)
+    )
+    assert_same(several, one)
+    assert learned(one) == {key for key, gradient in one.gradients.items() if gradient is not None}
+    # Adam's first step is the learning rate by the gradient's sign, and the sign of a zero is rounding
+    for key, gradient in one.gradients.items():
+        if gradient is not None:
+            sure = gradient.abs() > 1e-4
+            torch.testing.assert_close(several.weights[key][sure], one.weights[key][sure], rtol=0, atol=1e-5)
+
+
+def test_a_class_across_passes_has_fewer_pairs() -> None:
+    several, one = (one_step(config_of(OBJECTIVES["phase2"], accumulate=count), ACROSS) for count in (2, 1))
+    for term in ("cls", "patch"):
+        assert abs(float(several.losses[term] - one.losses[term])) > 1e-4
+    torch.testing.assert_close(several.centers, one.centers, rtol=0, atol=1e-5)
+
+
+def test_empty_passes_are_counted() -> None:
+    others = config_of(OBJECTIVES["others"], accumulate=4)
+    assert one_step(others, LABELS[4]).empty == {"patch": 1}
+    assert one_step(others, tuple(range(8))).empty == {"patch": 4}
+
+
+def test_views_are_asked_for_one_pass_at_a_time() -> None:
+    config = config_of(OBJECTIVES["phase2"], accumulate=2)
+    learner = Learner.create(config, 4, torch.device("cpu"), None)
+    seen: list[int] = []
+
+    def views() -> Iterator[Views]:
+        for number, part in enumerate((slice(0, 4), slice(4, 8))):
+            assert len(seen) == number
+            yield views_of(WITHIN, part)
+
+    learner.objective.register_forward_hook(lambda *_: seen.append(1))
+    result = learner.step(views(), rates_at(config, 0, 10), [torch.tensor(WITHIN[:4]), torch.tensor(WITHIN[4:])])
+    assert len(seen) == 2
+    assert result.labels.tolist() == list(WITHIN)
