@@ -22,6 +22,8 @@ __all__ = [
     "from_pretrained",
     "load",
     "pretrain",
+    "register_matching",
+    "register_term",
     "resolve",
 ]
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from smkd.api import Result, RunConfig, distill, evaluate, load, pretrain, resolve
     from smkd.classify import FewShotClassifier
     from smkd.publishing import export, from_pretrained
+    from smkd.registry import register_matching, register_term
 
 
 def __getattr__(name: str) -> Any:
@@ -46,6 +49,10 @@ def __getattr__(name: str) -> Any:
         from smkd import publishing
 
         return getattr(publishing, name)
+    if name in ("register_matching", "register_term"):
+        from smkd import registry
+
+        return getattr(registry, name)
     if name in __all__:
         from smkd import api
 

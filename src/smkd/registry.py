@@ -79,3 +79,34 @@ matchings = Registry(
     {"paper": "smkd.objectives.patch:match_paper", "reference": "smkd.objectives.patch:match_reference"},
 )  # fmt: skip
 terms = Registry("term", "smkd.terms", {}, taken=("loss", "cls", "mim", "patch", "supervised"))
+
+
+def register_matching(name: str, matching: Callable[..., Any]) -> None:
+    """Make a patch matching known to `objective.patch.matching` in this process (docs/extending.md).
+
+    Args:
+        name: for the setting.
+        matching: called with the student's patch tokens [global, batch, patches, dim], the teacher's
+            [global, images, patches, dim], the pairs of images (bool [images, batch] on the CPU) and the teacher's
+            attention [global, images, patches] or None; returns `smkd.objectives.matched.Matches`.
+
+    Raises:
+        ConfigError: the name is one of smkd's own.
+    """
+    matchings.register(name, matching)
+
+
+def register_term(name: str, term: Callable[..., Any]) -> None:
+    """Make a term of the loss known to `objective.terms` in this process (docs/extending.md).
+
+    Args:
+        name: for the setting, and for the log.
+        term: called with the student's and the teacher's `smkd.models.pair.Outputs`, the masks (bool [global, batch,
+            rows, columns]) and the labels (int64 [batch]), both on the CPU; returns a scalar mean in float32 and how
+            many things it is the mean of, 0 where there was nothing. What it looks at beside the logits of [CLS] it
+            names in an attribute `needs`: 'patches', 'tokens', 'attention'.
+
+    Raises:
+        ConfigError: the name is one of smkd's own.
+    """
+    terms.register(name, term)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from smkd import registry
 from smkd.config.section import Count, Fraction, Positive, Section, Weight
-from smkd.errors import ConfigError
 
 
 class ModelConfig(Section):
@@ -81,11 +79,6 @@ class PatchConfig(Section):
     same_image: bool = True
     """Also pair an image with its own other view. The published code's matching has a rule of its own."""
 
-    @field_validator("matching")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _checked(registry.matchings, name)
-
 
 class SupervisedConfig(Section):
     """Cross-entropy of a linear classifier on the student's [CLS] token (0: off)."""
@@ -112,13 +105,6 @@ class ObjectiveConfig(Section):
     cls_center_momentum: Fraction = 0.9
     patch_center_momentum: Fraction = 0.9
 
-    @field_validator("terms")
-    @classmethod
-    def _known(cls, weights: dict[str, float]) -> dict[str, float]:
-        for name in weights:
-            _checked(registry.terms, name)
-        return weights
-
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
         weights = [term.weight for term in (self.cls, self.mim, self.patch, self.supervised)]
@@ -143,12 +129,3 @@ class OptimConfig(Section):
     freeze_last_layer_epochs: Count = 1
     teacher_momentum: Fraction = 0.996
     teacher_momentum_end: Fraction = 1.0
-
-
-def _checked(known: registry.Registry, name: str) -> str:
-    """The name, if the registry knows it; pydantic wants a ValueError for what is wrong."""
-    try:
-        known.check(name)
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
-    return name

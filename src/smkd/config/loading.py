@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from smkd import registry
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
@@ -90,9 +91,22 @@ def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None
         values = _merged(values, _nested(key.split("."), value))
     values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     config = check(values)
+    _check_names(config)
     if phase is not None and config.phase != phase:
         raise ConfigError(f"recipe '{recipe}' is for `smkd {config.phase}`, not for `smkd {phase}`")
     return config
+
+
+def _check_names(config: RunConfig) -> None:
+    """Matchings and terms that nobody has; not asked of a run that is read, which may be used without them."""
+    objective = config.objective
+    named = [("objective.patch.matching", registry.matchings, objective.patch.matching)]
+    named += [("objective.terms", registry.terms, name) for name in objective.terms]
+    for key, known, name in named:
+        try:
+            known.check(name)
+        except ConfigError as error:
+            raise ConfigError(f"{key}={name}: {error}") from error
 
 
 def check(values: Mapping[str, Any]) -> RunConfig:

@@ -79,7 +79,7 @@ class RunConfig(Section):
     batch_size: Positive = 512
     """Images per optimiser step, over all devices and accumulation steps."""
     accumulate: Positive = 1
-    """Forward and backward passes per optimiser step. Pairs form within one pass."""
+    """Forward and backward passes per optimiser step. Pairs form within one pass; all else is as in one (method.md)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: Positive = 1
     """Processes on this machine, one device each."""

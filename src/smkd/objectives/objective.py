@@ -141,15 +141,18 @@ class Objective(nn.Module):
         assert student.tokens is not None
         assert teacher.patches is not None
         assert teacher.tokens is not None
-        config = self.config.patch
-        weighted = config.weighting == "attention"
-        pairs = this.pairs(own=config.same_image)
-        matches: Matches = self.match(student.tokens, teacher.tokens, pairs, teacher.attention if weighted else None)
+        config, views = self.config.patch, len(student.tokens)
+        own = config.same_image or config.matching == "reference"
+        attention = teacher.attention if config.weighting == "attention" else None
+        pairs = this.pairs(own=own)
+        matches = patch.no_matches(student.tokens.device)
+        if views > 1 and bool(pairs.any()):
+            matches = self.match(student.tokens, teacher.tokens, pairs, attention)
         targets = self._targets(teacher.patches.embedded, teacher.patches.prototypes, temperature)
         entropy = self._entropy(student.patches, targets, matches)
-        views = len(student.tokens)
+        weighted = attention is not None
         in_step = views * (views - 1) * sum(
-            patch.image_terms(sizes, config.matching, own=config.same_image, weighted=weighted) for sizes in this.sizes
+            patch.image_terms(sizes, config.matching, own=own, weighted=weighted) for sizes in this.sizes
         )  # fmt: skip
         # the matches carry the mean over this device's terms of this pass
         return this.share(entropy * matches.terms, in_step), matches.terms

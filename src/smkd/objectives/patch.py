@@ -54,7 +54,7 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
             student.append(((s * batch + j) * patches)[:, None] + best)
             teacher.append(((t * images + i) * patches)[:, None] + torch.arange(patches, device=device))
     if not terms:
-        return _no_matches(device)
+        return no_matches(device)
     to_teacher = torch.cat(teacher).flatten()  # [matches]
     weights = _weights(attention, (views, images, patches), device)[to_teacher] / terms  # [matches]
     return Matches(torch.cat(student).flatten(), to_teacher, weights, terms)
@@ -73,20 +73,17 @@ def match_reference(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tenso
 
     Args:
         student_tokens, teacher_tokens: backbone patch tokens [global, batch, patches, dim].
-        pairs: bool [batch, batch] on the CPU, True where two images share their class; the diagonal is not looked at.
+        pairs: bool [batch, batch] on the CPU, True where two images share their class, as each does with itself.
         attention: weights of the teacher's patches [global, batch, patches], or None.
     """
     views, batch, patches, _ = student_tokens.shape
     device = student_tokens.device
-    itself = torch.eye(batch, dtype=torch.bool)  # [batch, batch]
-    same = pairs | itself
-    first_of_class = same.int().argmax(dim=1)  # [batch]
-    if attention is None:
-        same = same & ~itself
+    first_of_class = pairs.int().argmax(dim=1)  # [batch]
+    same = pairs if attention is not None else pairs & ~torch.eye(batch, dtype=torch.bool)  # [batch, batch]
     group = same.sum(dim=1)  # [batch]
     terms = int((group > 0).sum()) * views * (views - 1)
     if not terms:
-        return _no_matches(device)
+        return no_matches(device)
     i, a = same.nonzero(as_tuple=True)  # [pairs] each
     share = to_device(1.0 / (group[i] * patches * terms), device)  # [pairs]
     first, i, a = (to_device(images, device) for images in (first_of_class[a], i, a))
@@ -136,6 +133,7 @@ def _weights(attention: Tensor | None, shape: tuple[int, int, int], device: torc
     return torch.full((views * images * patches,), 1 / patches, device=device)
 
 
-def _no_matches(device: torch.device) -> Matches:
+def no_matches(device: torch.device) -> Matches:
+    """What a matching gives where there is no pair."""
     none = torch.empty(0, dtype=torch.long, device=device)
     return Matches(none, none, torch.empty(0, device=device), 0)
