@@ -98,6 +98,8 @@ def test_a_recipe_file_extends_a_neighbour_or_a_recipe(tmp_path: Path) -> None:
         (["objective.patch.maching=paper"], ["objective.patch.matching"]),
         (["epochs=many"], ["epochs=many", "integer"]),
         (["objective.patch.matching=papers"], ["objective.patch.matching=papers", "'paper'"]),
+        (["objective.terms.koleo=1"], ["objective.terms=koleo", "term 'koleo' is unknown (known: none)"]),
+        (["model.drop_path=1"], ["model.drop_path=1", "less than 1"]),
         (["model=3"], ["model"]),
         (["num_workers=-1"], ["num_workers=-1", "or input should be 'auto'"]),
         (["compile=maybe"], ["compile=maybe: input should be a valid boolean", "or input should be 'auto'"]),

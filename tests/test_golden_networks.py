@@ -97,24 +97,6 @@ def test_positions_of_other_image_sizes(path: Path, size: str) -> None:
     close(model.positions(height, width), golden.tensor(f"out/{size}"), atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {}, {"rotary": True, "swiglu": True, "layer_scale": 0.1, "register_tokens": 2, "mlp_dim": 40},
-        {"mask_token": True, "drop_path": 0.5},
-    ],
-)  # fmt: skip
-def test_a_network_knows_its_settings(changes: dict[str, Any]) -> None:
-    """Made from numbers: its settings make its twin. Made from settings: they are the very same."""
-    given = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, **changes}
-    model = VisionTransformer(**given).eval()
-    twin = VisionTransformer.from_config(model.config, mask_token="mask_token" in changes).eval()
-    twin.load_state_dict(model.state_dict())
-    image = torch.randn(2, 3, 40, 32)
-    assert torch.equal(twin(image).patches, model(image).patches)
-    assert twin.config is model.config
-
-
 def head_config(options: dict[str, Any]) -> HeadConfig:
     """The reference ignores the number of patch prototypes when the layer is shared."""
     shared = options["shared_head"]

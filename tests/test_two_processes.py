@@ -32,6 +32,8 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 # whether an image's partners in other halves of the batch count
 CHANGED_BY_LOCAL_PAIRS = ("phase2", "phase2-others")
 HEADS: dict[str, dict[str, Any]] = {"shared": {}, "separate": {"num_patch_prototypes": 24}}
+# each leaves a part of a separate head without gradients
+LEAVE_WEIGHTS_OUT = ("cls", "mim", "supervised")
 SUBSET_NAMES = ["+".join(terms) for terms in SUBSETS]
 
 Case = tuple[str, str]
@@ -48,6 +50,8 @@ def cases() -> dict[Case, tuple[Any, tuple[int, ...]]]:
             found[name, head] = config_of(only(terms), head=settings), ACROSS
     for name in OBJECTIVES:
         found[name, "accumulate"] = config_of({**OBJECTIVES[name], "pairs": "global"}, accumulate=2), WITHIN
+    for name in LEAVE_WEIGHTS_OUT:
+        found[name, "accumulate"] = config_of(only((name,)), head=HEADS["separate"], accumulate=2), WITHIN
     return found
 
 
@@ -146,7 +150,7 @@ def test_every_subset_of_terms(name: str, head: str, two: Both) -> None:
     assert learned(alone) == {key for key, gradient in alone.gradients.items() if gradient is not None}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [*OBJECTIVES, *LEAVE_WEIGHTS_OUT])
 def test_two_processes_with_two_passes_are_one_pass(name: str, two: Both) -> None:
     assert_same(together(*two[name, "accumulate"]), whole_batch((name, "accumulate")))
 

@@ -47,6 +47,8 @@ class Registry:
         Raises:
             ConfigError: an unknown one; names the nearest.
         """
+        if name in self.builtin or name in self.registered:
+            return
         known = self.names()
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
@@ -78,7 +80,9 @@ matchings = Registry(
     "patch matching", "smkd.matchings",
     {"paper": "smkd.objectives.patch:match_paper", "reference": "smkd.objectives.patch:match_reference"},
 )  # fmt: skip
-terms = Registry("term", "smkd.terms", {}, taken=("loss", "cls", "mim", "patch", "supervised"))
+# its own terms, and what else a line of the log holds
+TAKEN = ("cls", "mim", "patch", "supervised", "loss", "lr", "images_per_second", "kind", "step", "time")
+terms = Registry("term", "smkd.terms", {}, taken=TAKEN)
 
 
 def register_matching(name: str, matching: Callable[..., Any]) -> None:

@@ -19,8 +19,8 @@ class ModelConfig(Section):
     embed_dim: Positive | None = None
     depth: Positive | None = None
     num_heads: Positive | None = None
-    drop_path: Fraction = 0.1
-    """Stochastic depth of the student's last block; earlier blocks get proportionally less."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the student's last block, below 1; earlier blocks get proportionally less."""
     layer_scale: float | None = None
     """Initial value of LayerScale; none leaves it out."""
     register_tokens: Count = 0

@@ -51,7 +51,7 @@ class PatchLogits(NamedTuple):
 class ProjectionHead(nn.Module):
     """MLP, L2 norm, prototypes; [CLS] and patches share the MLP and, unless told otherwise, the prototypes.
 
-    Caron et al., DINO, ICCV 2021, section 3.2; shared by patches in iBOT, ICLR 2022, section 3.3.
+    Caron et al., DINO, ICCV 2021, section 3.1; for patches too: Zhou et al., iBOT, ICLR 2022.
 
     Args:
         dim: channels of a token.

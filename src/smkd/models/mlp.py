@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 
 class Mlp(nn.Module):
-    """Two linear layers with GELU between them."""
+    """Two linear layers with GELU between them.
+
+    Args:
+        dim: channels of a token.
+        hidden: channels between the layers.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -21,7 +26,12 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """Gated MLP (Shazeer, arXiv 2002.05202): SiLU of one half of the first layer's channels times the other half."""
+    """Gated MLP (Shazeer, arXiv 2002.05202): SiLU of one half of the first layer's channels times the other half.
+
+    Args:
+        dim: channels of a token.
+        hidden: channels of each half.
+    """
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -30,6 +40,6 @@ class SwiGlu(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., dim] -> the same."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
+        gate, value = self.fc1(x).chunk(2, dim=-1)  # [..., hidden] each
         out: Tensor = self.fc2(F.silu(gate) * value)
         return out

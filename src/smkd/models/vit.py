@@ -93,7 +93,12 @@ class Attention(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learned factor per channel."""
+    """A learned factor per channel (Touvron et al., ICCV 2021).
+
+    Args:
+        dim: channels.
+        initial: value of all factors at the start.
+    """
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -105,7 +110,11 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth: in training, drop a residual branch of an image with probability `rate`."""
+    """Stochastic depth (Huang et al., ECCV 2016): in training, drop a residual branch of an image at random.
+
+    Args:
+        rate: probability of dropping, below 1.
+    """
 
     def __init__(self, rate: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Masked-patch prediction (Zhou et al., iBOT, ICLR 2022, equation 2): every masked patch is matched with itself."""
+"""Masked-patch prediction (Zhou et al., iBOT, ICLR 2022, section 3.1): every masked patch is matched with itself."""
 
 from __future__ import annotations
 
