@@ -11,6 +11,8 @@ import torch
 from smkd.data.loader import Views
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
+from smkd.objectives import patch
+from smkd.objectives.passes import passes_of
 from whole_steps import ACROSS, SUBSETS, WITHIN, assert_same, config_of, learned, one_step, only, views_of
 
 PATCH: dict[str, Any] = {"weight": 1.0}
@@ -74,3 +76,22 @@ def test_views_are_asked_for_one_pass_at_a_time() -> None:
     result = learner.step(views(), rates_at(config, 0, 10), [torch.tensor(WITHIN[:4]), torch.tensor(WITHIN[4:])])
     assert len(seen) == 2
     assert result.labels.tolist() == list(WITHIN)
+
+
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_pairs_of_a_step_are_counted_as_they_are_made(seed: int, own: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = [torch.randint(1 + seed % 7, (1 + seed % 9,), generator=generator) for _ in range(1 + seed % 4)]
+    passes = passes_of(labels, paired=True, pooled=False)
+    made = [
+        sum(a == b and (own or i != j) for i, a in enumerate(each.tolist()) for j, b in enumerate(each.tolist()))
+        for each in labels
+    ]
+    assert [int(this.pairs(own=own).sum()) for this in passes] == made
+    assert [patch.image_pairs(sizes, own=own) for sizes in passes[0].sizes] == made
+    partners = [sum(int((each == a).sum()) > 1 for a in each) for each in labels]
+    assert [
+        patch.image_terms(sizes, "reference", own=True, weighted=False) for sizes in passes[0].sizes
+    ] == partners  # fmt: skip
+    assert [this.last for this in passes] == [False] * (len(labels) - 1) + [True]
