@@ -39,9 +39,8 @@ class DataConfig(Section):
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
-    cache: Literal["none", "memory", "mmap", "device"] = "none"
-    """Decode the training images once: into this process's memory, or a file that all processes of a machine map, which
-    `device` copies to each device whole, where the crops are cut then."""
+    cache: Literal["none", "memory", "mmap"] = "none"
+    """Decode the training images once: into this process's memory, or a file that all processes of a machine map."""
     cache_size: Positive | None = None
     """Shorter side in pixels at which images are cached, never enlarged; none keeps them as they are."""
     cache_dir: Path | None = None

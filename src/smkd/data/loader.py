@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -101,36 +101,27 @@ class MultiCropDataset(Dataset[Sample]):
 
     def __getitem__(self, item: tuple[int, int]) -> Sample:
         epoch, index = item
-        image, chosen, skipped = first_readable(self.images.load, index, len(self), self.config.data.on_error)
+        image, chosen, skipped = self._readable(index)
         draws = self.draw(epoch, index, *image.shape[1:])
         kinds = (self.config.global_views, self.config.local_views)
         sizes = [kind.size for kind in kinds for _ in range(kind.count)]
         crops = [crop_resize(image, box, size) for box, size in zip(draws.boxes, sizes, strict=True)]
         return Sample(crops, draws, int(self.images.labels[chosen]), skipped)
 
+    def _readable(self, index: int) -> tuple[Tensor, int, int]:
+        """An image, or with `data.on_error=skip` the next one that can be read; its number, and how many were skipped.
 
-def first_readable(load: Callable[[int], T], index: int, count: int, on_error: str) -> tuple[T, int, int]:
-    """What `load` gives for an image, or for the next one that can be read.
-
-    Args:
-        index: which image.
-        count: how many there are.
-        on_error: 'raise' or 'skip', as `data.on_error`.
-
-    Returns:
-        It, the number of the image, and how many were skipped.
-
-    Raises:
-        DataError: the image, or each of them, is unreadable.
-    """
-    for skipped in range(count):
-        chosen = (index + skipped) % count
-        try:
-            return load(chosen), chosen, skipped
-        except DataError as error:
-            if on_error == "raise":
-                raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
-    raise DataError("not one image of the training set can be read")
+        Raises:
+            DataError: the image, or each of them, is unreadable.
+        """
+        for skipped in range(len(self)):
+            chosen = (index + skipped) % len(self)
+            try:
+                return self.images.load(chosen), chosen, skipped
+            except DataError as error:
+                if self.config.data.on_error == "raise":
+                    raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
+        raise DataError("not one image of the training set can be read")
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -168,6 +159,12 @@ def worker_count(config: RunConfig, device: torch.device) -> int:
     return min(16, max(1, cores // config.devices - 1))
 
 
+def training_loader(images: Images, config: RunConfig, sampler: EpochSampler, device: torch.device) -> DataLoader[Any]:
+    """Loader of a run on this device."""
+    dataset = MultiCropDataset(images, config)
+    return make_loader(dataset, sampler, worker_count(config, device), pin_memory=device.type == "cuda")
+
+
 def batches(loader: Iterable[T]) -> Iterator[T]:
     """Iterate over a loader; an error of a worker process comes without the worker's traceback around it."""
     try:
@@ -177,12 +174,11 @@ def batches(loader: Iterable[T]) -> Iterator[T]:
 
 
 def make_loader(
-    dataset: Dataset[Any], sampler: EpochSampler, num_workers: int, *, pin_memory: bool,
-    collate_fn: Callable[[list[Any]], Any] = collate,
+    dataset: Dataset[Sample], sampler: EpochSampler, num_workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:  # fmt: skip
     """Loader whose epoch is chosen by `sampler.set_epoch`."""
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory,
+        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_return_large_arrays,
     )  # fmt: skip

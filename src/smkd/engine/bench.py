@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
-from smkd.data.device_loader import training_loader
-from smkd.data.loader import Views, batches, make_views
+from smkd.data.loader import Views, batches, make_views, training_loader
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
 from smkd.data.randomness import generator

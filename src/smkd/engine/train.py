@@ -16,8 +16,7 @@ from smkd import __version__, distributed
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import Images, configured_spec, describe, open_split
-from smkd.data.device_loader import training_loader
-from smkd.data.loader import Batch, Views, batches, make_views
+from smkd.data.loader import Batch, Views, batches, make_views, training_loader
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint, run_folder
