@@ -43,7 +43,7 @@ from smkd.prepare.manifest import Identity
 SIDE, CLASSES, PER_CLASS, TIMED_PER_CLASS, BATCH, WORKERS = 480, 4, 64, 16, 16, 4
 QUALITY = 95  # what `smkd data prepare mini-imagenet` writes
 EPOCHS = 5
-FILLING = 2  # epochs until each worker has loaded what it needs
+FILLING = 6  # epochs until each worker has loaded what it needs
 CIFAR = {"train": 160, "test": 40}  # images of each of the 100 classes
 
 

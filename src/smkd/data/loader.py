@@ -19,7 +19,7 @@ from smkd.data.color import ColorParameters, augment_and_normalize
 from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
-from smkd.data.sampler import EpochSampler
+from smkd.data.sampler import EpochSampler, Pick
 from smkd.errors import DataError
 from smkd.transfer import to_device
 
@@ -33,18 +33,20 @@ class Sample(NamedTuple):
         crops: uint8 [3, size, size], one a view, global views first.
         draws: what they were made from, and what else the views need.
         label: class index.
+        image: number of the image that was read.
         skipped: unreadable images that this one stands in for.
     """
 
     crops: list[Tensor]
     draws: Draws
     label: int
+    image: int
     skipped: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of a batch before colour, on the CPU; axes [views, batch, ...] as in `Sample`."""
+    """Views of a batch before colour, on the CPU; axes [views, batch, ...] as in `Sample`; `images` as in `Views`."""
 
     global_crops: Tensor
     local_crops: Tensor
@@ -52,19 +54,20 @@ class Batch:
     color: Tensor
     labels: Tensor
     skipped: int
+    images: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Called by the loader when the device copies from pinned memory."""
         return Batch(
             self.global_crops.pin_memory(), self.local_crops.pin_memory(), self.masks,
-            self.color, self.labels, self.skipped,
+            self.color, self.labels, self.skipped, self.images,
         )  # fmt: skip
 
     def to(self, device: torch.device) -> Batch:
         """With the crops on the device; the host does not wait for the copies."""
         return Batch(
             to_device(self.global_crops, device), to_device(self.local_crops, device), self.masks, self.color,
-            self.labels, self.skipped,
+            self.labels, self.skipped, self.images,
         )  # fmt: skip
 
 
@@ -77,16 +80,18 @@ class Views:
         local_views: float [local views, batch, 3, size, size].
         masks: bool [global views, batch, rows, columns], on the CPU, True hides the patch from the student.
         labels: int64 [batch], on the CPU: which pairs exist is worked out there, the device is not waited for.
+        images: int64 [batch], on the CPU: number of each image; none if all differ.
     """
 
     global_views: Tensor
     local_views: Tensor
     masks: Tensor
     labels: Tensor
+    images: Tensor | None = None
 
 
 class MultiCropDataset(Dataset[Sample]):
-    """Views of images; an item is asked for by (epoch, index) and is a pure function of it and the seed.
+    """Views of images; an item is asked for as a `Pick`, or (epoch, index), and is a pure function of it and the seed.
 
     Args:
         images: one split.
@@ -99,14 +104,15 @@ class MultiCropDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        epoch, index = item
-        image, chosen, skipped = self._readable(index)
-        draws = self.draw(epoch, index, *image.shape[1:])
+    def __getitem__(self, item: tuple[int, int] | tuple[int, int, int]) -> Sample:
+        pick = Pick(*item)
+        image, chosen, skipped = self._readable(pick.image)
+        _, height, width = image.shape
+        draws = self.draw(pick.epoch, pick.image, height, width, pick.occurrence)
         kinds = (self.config.global_views, self.config.local_views)
         sizes = [kind.size for kind in kinds for _ in range(kind.count)]
         crops = [crop_resize(image, box, size) for box, size in zip(draws.boxes, sizes, strict=True)]
-        return Sample(crops, draws, int(self.images.labels[chosen]), skipped)
+        return Sample(crops, draws, int(self.images.labels[chosen]), chosen, skipped)
 
     def _readable(self, index: int) -> tuple[Tensor, int, int]:
         """An image, or with `data.on_error=skip` the next one that can be read; its number, and how many were skipped.
@@ -134,6 +140,7 @@ def collate(samples: list[Sample]) -> Batch:
         torch.from_numpy(np.stack([sample.draws.color for sample in samples], axis=1)),
         torch.tensor([sample.label for sample in samples]),
         sum(sample.skipped for sample in samples),
+        torch.tensor([sample.image for sample in samples]),
     )
 
 
@@ -200,6 +207,7 @@ def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
         _colored(batch.local_crops, batch.color[num_global:], spec, device),
         batch.masks,
         batch.labels,
+        batch.images,
     )
 
 

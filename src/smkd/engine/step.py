@@ -106,7 +106,7 @@ class Learner:
         assigned.append(targets.cls[0].argmax(dim=-1))
         with self.part("objective"):
             losses: Losses = self.objective(
-                outputs, targets, views.masks, views.labels,
+                outputs, targets, views.masks, views.labels, images=views.images,
                 cls_temperature=rates.cls_temperature, patch_temperature=rates.patch_temperature,
             )  # fmt: skip
         return losses

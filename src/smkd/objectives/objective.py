@@ -49,7 +49,7 @@ class Objective(nn.Module):
 
     def forward(
         self, student: Outputs, teacher: Outputs, masks: Tensor, labels: Tensor, *,
-        cls_temperature: float, patch_temperature: float,
+        cls_temperature: float, patch_temperature: float, images: Tensor | None = None,
     ) -> Losses:  # fmt: skip
         """Losses of a batch; afterwards the centres move towards the teacher's mean logits.
 
@@ -59,18 +59,21 @@ class Objective(nn.Module):
             masks: bool [global, batch, rows, columns] on the CPU.
             labels: int64 [batch] on the CPU.
             cls_temperature, patch_temperature: of the teacher's distributions.
+            images: int64 [batch] on the CPU, number of each image: one that is there twice is not another image of its
+                class. None if all differ.
         """
         student, teacher = _float32(student), _float32(teacher)
         config = self.config
+        kin = self._kin(labels, images)
         with torch.autocast(student.cls.device.type, enabled=False):
             terms: dict[str, Tensor] = {}
             counts: dict[str, int] = {}
             if config.cls.weight > 0:
-                terms["cls"], counts["cls"] = self._cls(student, teacher, labels, cls_temperature)
+                terms["cls"], counts["cls"] = self._cls(student, teacher, kin, cls_temperature)
             if config.mim.weight > 0:
                 terms["mim"], counts["mim"] = self._mim(student, teacher, masks.flatten(2), patch_temperature)
             if config.patch.weight > 0:
-                terms["patch"], counts["patch"] = self._patch(student, teacher, labels, patch_temperature)
+                terms["patch"], counts["patch"] = self._patch(student, teacher, kin, patch_temperature)
             if config.supervised.weight > 0:
                 assert student.classes is not None
                 logits = student.classes.flatten(0, 1)
@@ -80,6 +83,11 @@ class Objective(nn.Module):
             self._move_centers(teacher)
         empty = tuple(name for name, count in counts.items() if count == 0)
         return Losses(torch.stack(list(weighted.values())).sum(), weighted, empty)
+
+    def _kin(self, labels: Tensor, images: Tensor | None) -> Tensor:
+        """int64 [batch, 2]: class and number of each image; without labels every image is a class of its own."""
+        places = torch.arange(len(labels)) + distributed.rank() * len(labels)
+        return torch.stack([labels if self.config.labels else places, places if images is None else images], dim=1)
 
     def _cls(self, student: Outputs, teacher: Outputs, labels: Tensor, temperature: float) -> tuple[Tensor, int]:
         targets = _distribution(teacher.cls, self.cls_center, temperature)
@@ -113,11 +121,9 @@ class Objective(nn.Module):
         assert teacher.tokens is not None
         config = self.config.patch
         embedded, tokens = teacher.patches.embedded, teacher.tokens
-        # without labels every image is a class of its own
-        labels = labels if self.config.labels else torch.arange(len(labels)) + distributed.rank() * len(labels)
         attention = teacher.attention if config.weighting == "attention" else None
         if config.matching == "reference":
-            matches = patch.match_reference(student.tokens, tokens, labels, attention)
+            matches = patch.match_reference(student.tokens, tokens, labels[:, 0], attention, labels[:, 1])
             targets = self._targets(embedded, teacher.patches.prototypes, temperature)
             return self._entropy(student.patches, targets, matches), matches.terms
         all_labels, start = labels, 0
@@ -170,8 +176,9 @@ def _distribution(logits: Tensor, center: Tensor, temperature: float) -> Tensor:
 
 
 def _same_label_pairs(all_labels: Tensor, labels: Tensor, start: int, *, own: bool) -> Tensor:
-    """bool [images, batch]: same class; an image with itself only if `own`."""
-    pairs = all_labels[:, None] == labels[None, :]
+    """bool [images, batch]: other images of the same class, by rows of `_kin`; an image with itself only if `own`."""
+    of_class, of_image = (all_labels[:, None] == labels[None, :]).unbind(dim=2)
+    pairs = of_class & ~of_image
     images = torch.arange(len(labels))
     pairs[start + images, images] = own
     return pairs

@@ -58,8 +58,9 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
 
 @torch.no_grad()
 def match_reference(
-    student_tokens: Tensor, teacher_tokens: Tensor, labels: Tensor, attention: Tensor | None
-) -> Matches:
+    student_tokens: Tensor, teacher_tokens: Tensor, labels: Tensor, attention: Tensor | None,
+    images: Tensor | None = None,
+) -> Matches:  # fmt: skip
     """What the published code matches; not the paper's formula (docs/fidelity.md).
 
     for (s, t) different global views, i image, a image of the same class, N patch:
@@ -73,13 +74,15 @@ def match_reference(
         student_tokens, teacher_tokens: backbone patch tokens [global, batch, patches, dim].
         labels: int64 [batch] on the CPU.
         attention: weights of the teacher's patches [global, batch, patches], or None.
+        images: int64 [batch] on the CPU, number of each image, which is i wherever it stands; None if all differ.
     """
     views, batch, patches, _ = student_tokens.shape
+    images = torch.arange(batch) if images is None else images
     device = student_tokens.device
     same = labels[:, None] == labels[None, :]
     first_of_class = same.int().argmax(dim=1)
     if attention is None:
-        same = same & ~torch.eye(batch, dtype=torch.bool)
+        same = same & (images[:, None] != images[None, :])
     group = same.sum(dim=1)
     terms = int((group > 0).sum()) * views * (views - 1)
     if not terms:
