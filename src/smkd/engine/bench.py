@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
-from smkd.data.datasets import configured_spec, open_split
+from smkd.data.datasets import configured_spec, is_embedded, open_split
 from smkd.data.loader import Views, batches, make_views, training_loader
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
@@ -28,6 +28,7 @@ from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.runlog import console
 from smkd.engine.schedules import rates_at
 from smkd.engine.step import Learner
+from smkd.errors import ConfigError
 
 PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
 SYNTHETIC_CLASSES = 64
@@ -81,13 +82,18 @@ def bench(config: RunConfig, steps: int) -> Bench:
         steps: how many are timed, after two to warm up.
 
     Raises:
-        SmkdError: a device that is not there, wrong data or settings.
+        SmkdError: a device that is not there, several of them, wrong data or settings.
     """
+    if config.devices * config.num_nodes > 1:
+        raise ConfigError(
+            f"devices={config.devices} num_nodes={config.num_nodes}: bench measures one device; leave these out, and "
+            "give batch_size= its share"
+        )
     device = pick_device(config.accelerator)
     autocast = autocast_type(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    real = config.data.root is not None or config.data.dataset == "patterns"
+    real = config.data.root is not None or is_embedded(config.data)
     classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
