@@ -131,6 +131,8 @@ def test_random_weights_must_be_meant(tmp_path: Path, capsys: pytest.CaptureFixt
         ("debug-pretrain", "init_optimizer=true"),
         ("debug-distill", "init=random init_optimizer=true"),
         ("debug-pretrain", "wandb_project=mine"),
+        ("adapt", "objective.cls_temperature.start=0.02"),
+        ("adapt", "objective.patch_temperature.start=0.02"),
     ],
 )
 def test_a_typed_setting_without_effect_is_refused(recipe: str, words: str) -> None:
@@ -153,6 +155,7 @@ def _split(words: str) -> list[str]:
         ("debug-pretrain", "mask.shape=random objective.mim.weight=0"),
         ("debug-distill", "objective.pairs=global objective.cls.same_image=true objective.patch.weight=0"),
         ("debug-pretrain", "validation.every=0 validation.resize=64 validation.crop=64"),
+        ("adapt", "objective.patch_temperature.start=0.02 mask.start_epoch=3"),
         ("debug-pretrain", "init=random compile=true head.num_patch_prototypes=8"),
         ("debug-pretrain", "init=run init_optimizer=true wandb=true wandb_project=mine"),
     ],

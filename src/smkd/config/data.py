@@ -11,7 +11,10 @@ from smkd.config.section import Count, Fraction, Positive, Range, Section, Weigh
 
 
 class SamplerConfig(Section):
-    """Class-balanced batches: `classes` classes with `per_class` images each."""
+    """Class-balanced batches: `classes` classes with `per_class` images each.
+
+    The classes are shared evenly by devices and passes; a class with fewer images gives some of them again.
+    """
 
     classes: Positive
     per_class: Positive

@@ -123,7 +123,6 @@ def _read_word(word: str) -> dict[str, Any]:
 
 def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     """With the recipe's durations shortened to the epochs that were typed, which is said."""
-    # the patches' temperature warms up after the epochs without masks, which are shortened first
     changes = shortened(config, typed)
     if not changes:
         return config

@@ -51,8 +51,19 @@ def _unused(config: RunConfig) -> dict[str, str]:
             "objective.cls.same_image objective.cls_center_momentum objective.cls_temperature.start "
             "objective.cls_temperature.end objective.cls_temperature.warmup_epochs",
         ),
-        (not objective.labels, "objective.labels=false pairs the views of one image", "objective.cls.same_image"),
-        (not objective.labels, "objective.labels=false pairs the views of one image", "objective.pairs"),
+        (
+            not objective.labels, "objective.labels=false pairs the views of one image",
+            "objective.cls.same_image objective.pairs",
+        ),
+        (
+            objective.cls_temperature.warmup_epochs == 0, "objective.cls_temperature.warmup_epochs=0",
+            "objective.cls_temperature.start",
+        ),
+        (
+            # before the masks start, it is the temperature
+            objective.patch_temperature.warmup_epochs == config.mask.start_epoch == 0,
+            "objective.patch_temperature.warmup_epochs=0", "objective.patch_temperature.start",
+        ),
         (
             not patches, "no term looks at patches (objective.mim.weight, objective.patch.weight)",
             "objective.patch_center_momentum objective.patch_temperature.start objective.patch_temperature.end "
