@@ -59,6 +59,7 @@ def test_a_run_is_not_begun_on_other_images(tmp_path: Path) -> None:
 def test_a_run_on_patterns_is_measured_on_the_data_that_is_named(photos: Path) -> None:
     opened = api.open_features("random", recipe="debug-pretrain", changes={"data": {"root": str(photos)}})
     assert opened.features().class_names == ["test-0"]
+    assert opened.about.dataset == "folder"
     pixels = api.open_features("pixels", recipe="debug-pretrain", changes={"data": {"root": str(photos)}})
     assert len(np.asarray(pixels.features().labels)) == 3
 

@@ -51,6 +51,16 @@ class DataConfig(Section):
     sampler: SamplerConfig | None = None
     """Class-balanced batches; none draws every image once an epoch in random order."""
 
+    @property
+    def embedded(self) -> bool:
+        """Whether the images are the embedded patterns; with a root they are that root's."""
+        return self.dataset == "patterns" and self.root is None
+
+    @property
+    def name(self) -> str:
+        """What the images are called: the data set, or `folder` where a root takes the place of the patterns."""
+        return "folder" if self.dataset == "patterns" and not self.embedded else self.dataset
+
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
         if (self.mean is None) != (self.std is None):

@@ -19,7 +19,7 @@ from smkd.errors import DataError
 
 __all__ = [
     "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "configured_spec",
-    "dataset_spec", "describe", "is_embedded", "open_source", "open_split",
+    "dataset_spec", "describe", "open_source", "open_split",
 ]  # fmt: skip
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -111,11 +111,6 @@ def configured_spec(config: DataConfig) -> DatasetSpec:
     return spec if config.mean is None or config.std is None else replace(spec, mean=config.mean, std=config.std)
 
 
-def is_embedded(config: DataConfig) -> bool:
-    """Whether the images are the embedded patterns: with a root they are that root's, whatever the recipe."""
-    return config.dataset == "patterns" and config.root is None
-
-
 def open_split(config: DataConfig, split: str) -> Images:
     """One split of the configured data set.
 
@@ -128,7 +123,7 @@ def open_split(config: DataConfig, split: str) -> Images:
     """
     dataset_spec(config.dataset)
     limit = config.limit_per_class if split == "train" else None
-    if is_embedded(config):
+    if config.embedded:
         return PatternImages(split, limit)
     return open_source(config).open(split, limit)
 
@@ -140,7 +135,7 @@ def describe(config: DataConfig) -> str:
         DataError: unknown data set, or a root of no known form.
     """
     dataset_spec(config.dataset)
-    return "patterns: embedded, drawn by formula" if is_embedded(config) else open_source(config).description
+    return "patterns: embedded, drawn by formula" if config.embedded else open_source(config).description
 
 
 def open_source(config: DataConfig) -> Source:

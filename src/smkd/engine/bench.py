@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
-from smkd.data.datasets import configured_spec, is_embedded, open_split
+from smkd.data.datasets import configured_spec, open_split
 from smkd.data.loader import Views, batches, make_views, training_loader
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
@@ -93,7 +93,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
     autocast = autocast_type(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    real = config.data.root is not None or is_embedded(config.data)
+    real = config.data.root is not None or config.data.embedded
     classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
@@ -120,7 +120,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         precision="fp32" if autocast is None else str(autocast).removeprefix("torch."),
         torch=torch.__version__, threads=torch.get_num_threads(),
-        data=config.data.dataset if real else "synthetic on the device", batch_size=config.batch_size,
+        data=config.data.name if real else "synthetic on the device", batch_size=config.batch_size,
         parameters=sum(p.numel() for p in learner.pair.student.parameters()),
         images_per_second=config.batch_size / seconds, step_ms=1e3 * seconds,
         parts_ms=_parts(learner, one_step, max(1, steps // 2), device), gflop_per_image=flop / 1e9,
