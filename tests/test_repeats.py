@@ -19,7 +19,7 @@ from smkd.data.loader import Batch, MultiCropDataset, make_loader, make_views
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
-from smkd.objectives.objective import Losses, Objective
+from smkd.objectives.objective import Losses, Objective, _same_label_pairs
 from smkd.objectives.patch import match_reference
 
 PER_CLASS = (2, 3, 1, 12)
@@ -210,3 +210,15 @@ def test_nor_in_the_published_matching(case: str) -> None:
     assert matches.terms == len({i for i, _ in pairs}) * VIEWS * (VIEWS - 1)
     assert len(matches.teacher) == len(pairs) * VIEWS * (VIEWS - 1) * PATCHES
     assert ("patch" in losses(student, teacher, images, matching="reference", weighting="mean").empty) == (not pairs)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_devices_find_the_same_partners(own: bool) -> None:
+    """A device's columns of all pairs, where the images of a class and the repeats of an image lie on both."""
+    kin = torch.stack([torch.tensor([0, 0, 1, 0, 0, 1]), torch.tensor([4, 5, 6, 4, 7, 6])], dim=1)
+    whole = _same_label_pairs(kin, kin, 0, own=own)
+    halves = [_same_label_pairs(kin, kin[start : start + 3], start, own=own) for start in (0, 3)]
+    assert torch.equal(torch.cat(halves, dim=1), whole)
+    assert whole.sum() == 10 + 6 * own
+    assert not whole[0, 3]
+    assert whole[1, 3]
