@@ -1,9 +1,8 @@
 """Loading images against a Pillow pipeline that does all of the published code's work, in the same run.
 
 480-pixel JPEGs of smooth noise, 2 x 224 + 10 x 96 crops, one thread, in processor time, which other processes disturb
-less than the clock; freed memory is kept, as in a training on the CPU. Then crops of a small set that lies on the
-device whole, the memory of workers that share a cache, and the preparing of a CIFAR archive. Memory is read from /proc,
-so that part needs Linux.
+less than the clock; freed memory is kept, as in a training on the CPU. Then the memory of workers that share a cache,
+and the preparing of a CIFAR archive. Memory is read from /proc, so that part needs Linux.
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ from smkd.config.loading import resolve
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import configured_spec, open_split
-from smkd.data.device_loader import DeviceLoader
 from smkd.data.loader import Batch, MultiCropDataset, batches, make_loader, make_views
 from smkd.data.sampler import EpochSampler
 from smkd.engine.device import keep_freed_memory
@@ -45,8 +43,7 @@ from smkd.prepare.manifest import Identity
 SIDE, CLASSES, PER_CLASS, TIMED_PER_CLASS, BATCH, WORKERS = 480, 4, 64, 16, 16, 4
 QUALITY = 95  # what `smkd data prepare mini-imagenet` writes
 EPOCHS = 5
-FILLING = 15  # epochs until each worker has met nearly all lengths of boxes, whose resize weights it keeps
-DEVICE_BATCH = 128
+FILLING = 6  # epochs until each worker has loaded what it needs
 CIFAR = {"train": 160, "test": 40}  # images of each of the 100 classes
 
 
@@ -174,40 +171,6 @@ def color_work(batch: Batch, config: RunConfig, device: torch.device) -> float:
     return sorted(work() for _ in range(5))[2] * 1e3
 
 
-def on_device(folder: Path, rounds: int) -> dict[str, float]:
-    """Milliseconds an image of 2 x 224 + 10 x 96 crops from 32-pixel images: drawn and cut by the loader on the CPU
-    (processor time), only drawn by it, and cut on the device (wall time).
-    """
-    rng = np.random.default_rng(0)
-    for number in range(2 * DEVICE_BATCH):
-        path = folder / "train" / f"class-{number % CLASSES}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
-    config = resolve("cifar-fs-pretrain", [f"data={folder}", f"batch_size={DEVICE_BATCH}", "data.cache=device",
-                                           "global_views.size=224", "local_views.size=96"])  # fmt: skip
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    images = cached(open_split(config.data, "train"), config.data, "train")
-    sampler = EpochSampler(images.labels, DEVICE_BATCH, config.seed)
-    usual = make_loader(MultiCropDataset(images, config), sampler, 0, pin_memory=False)
-    resident = DeviceLoader(images, config, sampler, device, 0)
-
-    def cut() -> float:
-        start = time.perf_counter()
-        for batch in resident:
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            del batch
-        return (time.perf_counter() - start) / len(images)
-
-    cut()
-    times = {
-        "loader": sorted(per_image(lambda: [None for _ in usual], len(images)) for _ in range(rounds)),
-        "draws": sorted(per_image(lambda: [None for _ in resident.drawn], len(images)) for _ in range(rounds)),
-        "draws_and_cuts": sorted(cut() for _ in range(rounds)),
-    }
-    return {name: 1e3 * values[len(values) // 2] for name, values in times.items()}
-
-
 def kilobytes(process: int, path: Path | None = None) -> dict[str, int]:
     """Memory of a process in kilobytes, or of what it maps of one file."""
     if path is None:
@@ -271,10 +234,6 @@ def main() -> None:
         print(f"smkd from JPEG, uint8 crops:    {times['jpeg']:6.2f} ms: {ratios['jpeg']:.1f} x")
         print(f"smkd from the mmap cache:       {times['mmap']:6.2f} ms: {ratios['mmap']:.1f} x")
         print(f"and the colour work on this {device}: {times['color']:.2f} ms an image")
-        small = on_device(folder / "small", options.rounds)
-        print(f"32-pixel images, by the loader: {small['loader']:6.2f} ms an image")
-        print(f"data.cache=device:              {small['draws']:6.2f} ms to draw")
-        print(f"                                {small['draws_and_cuts']:6.2f} ms to draw, and cut on this {device}")
         if used:
             own, sizes = used["anonymous_mb_by_epoch"], {name: round(used[name]) for name in used if name[-3:] == "_mb"}
             print(f"memory of all processes after each epoch: {', '.join(f'{mb:.0f}' for mb in own)} MB")
@@ -290,7 +249,6 @@ def main() -> None:
                 {
                     "ms": times,
                     "ratio": ratios,
-                    "small_ms": small,
                     "memory": used,
                     "prepare_s": seconds,
                     "images": images,

@@ -66,14 +66,15 @@ def test_views_are_asked_for_one_pass_at_a_time() -> None:
     config = config_of(OBJECTIVES["phase2"], accumulate=2)
     learner = Learner.create(config, 4, torch.device("cpu"), None)
     seen: list[int] = []
+    halves = (slice(0, 4), slice(4, 8))
 
     def views() -> Iterator[Views]:
-        for number, part in enumerate((slice(0, 4), slice(4, 8))):
+        for number, part in enumerate(halves):
             assert len(seen) == number
             yield views_of(WITHIN, part)
 
     learner.objective.register_forward_hook(lambda *_: seen.append(1))
-    result = learner.step(views(), rates_at(config, 0, 10), [torch.tensor(WITHIN[:4]), torch.tensor(WITHIN[4:])])
+    result = learner.step(views(), rates_at(config, 0, 10), [views_of(WITHIN, part) for part in halves])
     assert len(seen) == 2
     assert result.labels.tolist() == list(WITHIN)
 
@@ -82,16 +83,14 @@ def test_views_are_asked_for_one_pass_at_a_time() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_pairs_of_a_step_are_counted_as_they_are_made(seed: int, own: bool) -> None:
     generator = torch.Generator().manual_seed(seed)
-    labels = [torch.randint(1 + seed % 7, (1 + seed % 9,), generator=generator) for _ in range(1 + seed % 4)]
-    passes = passes_of(labels, paired=True, pooled=False)
-    made = [
-        sum(a == b and (own or i != j) for i, a in enumerate(each.tolist()) for j, b in enumerate(each.tolist()))
-        for each in labels
-    ]
+    images = [torch.randint(12, (1 + seed % 9,), generator=generator) for _ in range(1 + seed % 4)]
+    labels = [each % (1 + seed % 7) for each in images]  # an image that is there twice has one label
+    passes = passes_of(labels, images, paired=True, pooled=False)
+    other = [[[a != b and a % (1 + seed % 7) == b % (1 + seed % 7) for b in each] for a in each] for each in images]
+    made = [int(torch.tensor(each).sum()) + own * len(each) for each in other]
     assert [int(this.pairs(own=own).sum()) for this in passes] == made
-    assert [patch.image_pairs(sizes, own=own) for sizes in passes[0].sizes] == made
-    partners = [sum(int((each == a).sum()) > 1 for a in each) for each in labels]
-    assert [
-        patch.image_terms(sizes, "reference", own=True, weighted=False) for sizes in passes[0].sizes
-    ] == partners  # fmt: skip
+    terms = [patch.image_terms(partners, "paper", own=own, weighted=False) for partners in passes[0].partners]
+    assert terms == made
+    terms = [patch.image_terms(partners, "reference", own=True, weighted=False) for partners in passes[0].partners]
+    assert terms == [sum(any(row) for row in each) for each in other]
     assert [this.last for this in passes] == [False] * (len(labels) - 1) + [True]

@@ -247,5 +247,5 @@ def test_a_changed_image_is_seen(photos: Path) -> None:
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"data: cache_size=64 needs a cache: add data\.cache=mmap"):
         api.resolve("debug-pretrain", ["data.cache_size=64"])
-    with pytest.raises(ConfigError, match=r"data\.cache=disk: input should be 'none', 'memory', 'mmap' or 'device'"):
+    with pytest.raises(ConfigError, match=r"data\.cache=disk: input should be 'none', 'memory' or 'mmap'"):
         api.resolve("debug-pretrain", ["data.cache=disk"])

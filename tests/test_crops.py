@@ -12,13 +12,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from smkd.data import crops
 from smkd.data.crops import ASPECT, Box, crop_resize, random_box, resize_center_crop
-from smkd.data.resampling import BITS, resize_weights
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "caltech101-mini"
 BICUBIC = Image.Resampling.BICUBIC
 Pixels = NDArray[np.uint8]
+Make = Callable[[int, int, np.random.Generator], Pixels]
 
 
 def with_pillow(image: Pixels, box: Box, size: int) -> NDArray[np.int64]:
@@ -51,56 +50,49 @@ def waves(height: int, width: int, rng: np.random.Generator) -> Pixels:
     return np.stack(channels, axis=-1).round().astype(np.uint8)
 
 
-def assert_equal_to_pillow(differences: list[NDArray[np.int64]]) -> None:
-    assert max(int(d.max()) for d in differences) <= 1
+def photograph(height: int, width: int, rng: np.random.Generator) -> Pixels:
+    """Like a photograph: structure of every size, the coarser the stronger."""
+    picture = np.zeros((height, width, 3))
+    for grain in (1, 2, 4, 8, 16, 32, 64):
+        coarse = rng.integers(0, 256, (max(2, height // grain), max(2, width // grain), 3), dtype=np.uint8)
+        picture += grain * np.asarray(Image.fromarray(coarse).resize((width, height), BICUBIC)).astype(float)
+    return (120 + 60 * (picture - picture.mean()) / picture.std()).clip(0, 255).round().astype(np.uint8)
 
 
-@pytest.mark.parametrize("make", [noise, waves])
-def test_equals_pillow(make: Callable[[int, int, np.random.Generator], Pixels]) -> None:
+def assert_near_pillow(differences: list[NDArray[np.int64]], per_million: float) -> None:
+    """No value is more than two grey levels away, and so many of a million are two away."""
+    counts = sum(np.bincount(d.ravel(), minlength=3) for d in differences)
+    assert len(counts) == 3
+    assert counts[1] < 0.05 * counts.sum()
+    assert counts[2] <= per_million * 1e-6 * counts.sum()
+
+
+@pytest.mark.parametrize("make", [noise, photograph])
+def test_is_pillow_within_one_value_in_a_million(make: Make) -> None:
+    """Crops of the recipes, made smaller from photographs of usual sizes."""
+    rng = np.random.default_rng(0)
+    differences = []
+    for _ in range(8):
+        image = make(480, 480, rng)
+        views = [(224, (0.25, 1.0))] * 6 + [(96, (0.05, 0.25))] * 20
+        differences += [difference(image, random_box(480, 480, scale, rng), size) for size, scale in views]
+    assert sum(d.size for d in differences) > 10_000_000
+    assert_near_pillow(differences, 1)
+
+
+@pytest.mark.parametrize("make", [noise, photograph, waves])
+def test_is_near_pillow_for_any_box(make: Make) -> None:
+    """Made larger, and where a smooth image lies at the middle between two levels, more values are two away."""
     rng = np.random.default_rng(0)
     factors, differences = [], []
-    for _ in range(200):
+    for _ in range(300):
         height, width = (int(side) for side in rng.integers(10, 400, 2))
-        box, size = random_box(height, width, (0.05, 1.0), rng), int(rng.integers(4, 130))
+        box, size = random_box(height, width, (0.05, 1.0), rng), int(rng.integers(4, 230))
         differences.append(difference(make(height, width, rng), box, size))
         factors.append(size / box.width)
-    assert_equal_to_pillow(differences)
+    assert_near_pillow(differences, 50)
     assert min(factors) < 0.5
     assert max(factors) > 2.0
-
-
-@pytest.mark.parametrize(("size", "scale"), [(224, (0.25, 1.0)), (96, (0.05, 0.25)), (96, (0.02, 0.06))])
-def test_equals_pillow_at_the_sizes_of_the_recipes(size: int, scale: tuple[float, float]) -> None:
-    """Noise, with boxes of both orders of passes and of both kernels."""
-    rng = np.random.default_rng(8)
-    image = noise(480, 480, rng)
-    boxes = [random_box(480, 480, scale, rng) for _ in range(60)]
-    assert_equal_to_pillow([difference(image, box, size) for box in boxes])
-    if crops.VERTICAL_FIRST:
-        assert len({crops.vertical_first(box.height, box.width, size) for box in boxes}) == 2
-
-
-@pytest.mark.parametrize("size", [24, 31, 48])
-def test_order_of_passes_is_pillows(size: int) -> None:
-    rng = np.random.default_rng(9)
-    for height, width in rng.integers(8, 120, (150, 2)).tolist():
-        if size in (height, width):
-            continue
-        picture = Image.fromarray(noise(height, width, rng))
-        middle = (width, size) if crops.vertical_first(height, width, size) else (size, height)
-        in_turn = picture.resize(middle, BICUBIC).resize((size, size), BICUBIC)
-        assert np.array_equal(np.asarray(in_turn), np.asarray(picture.resize((size, size), BICUBIC)))
-
-
-@pytest.mark.parametrize(("length", "size"), [(125, 96), (97, 96), (336, 224), (10, 48), (3, 50), (1, 7), (400, 33)])
-def test_weights_are_pillows(length: int, size: int) -> None:
-    """Computing with them in whole numbers, as Pillow does, gives its pixels."""
-    (first,), (weights,) = resize_weights(torch.tensor([length]), size)
-    line = np.random.default_rng(10).integers(0, 256, (200, length), dtype=np.uint8)
-    padded = np.pad(line, ((0, 0), (0, weights.shape[1]))).astype(np.int64)
-    sums = [padded[:, f : f + len(w)] @ w.numpy() for f, w in zip(first.tolist(), weights, strict=True)]
-    expected = np.asarray(Image.fromarray(line).resize((size, 200), BICUBIC))
-    assert np.array_equal(((np.stack(sums, axis=1) + 2 ** (BITS - 1)) >> BITS).clip(0, 255), expected)
 
 
 @pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photographs are not here")
@@ -113,7 +105,7 @@ def test_equals_pillow_on_photographs() -> None:
             photo = np.array(file.convert("RGB"))
         for scale, size in (((0.05, 0.25), 96), ((0.25, 1.0), 224), ((0.05, 1.0), 48), ((0.01, 0.05), 128)):
             differences.append(difference(photo, random_box(*photo.shape[:2], scale, rng), size))
-    assert_equal_to_pillow(differences)
+    assert_near_pillow(differences, 50)
 
 
 def test_whole_image_at_its_own_size_is_left_alone() -> None:

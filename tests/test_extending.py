@@ -83,7 +83,14 @@ def test_mutual_nearest_patches(example: dict[str, Any]) -> None:
 
 
 def test_a_matching_trains(example: dict[str, Any], tmp_path: Path) -> None:
-    lines = train(tmp_path, "debug-distill", "objective.patch.matching=mutual", "data.sampler=null", "batch_size=32")
+    lines = train(
+        tmp_path,
+        "debug-distill",
+        "init=random",
+        "objective.patch.matching=mutual",
+        "data.sampler=null",
+        "batch_size=32",
+    )
     assert all(line["patch"] > 0 for line in lines)
     assert lines
 

@@ -128,7 +128,7 @@ def test_init_that_does_not_fit_names_the_weight(tmp_path: Path) -> None:
 def test_a_classifier_of_other_classes_starts_afresh(tmp_path: Path, make_folder) -> None:
     root = make_folder(classes=6, images=6)
     words = ("epochs=1", "objective.supervised.weight=1", "data.sampler=null")
-    first = run(tmp_path / "first", *words, recipe="debug-distill")
+    first = run(tmp_path / "first", *words, "init=random", recipe="debug-distill")
     other = ("data.dataset=folder", f"data={root}", f"init={first}")
     second = run(tmp_path / "second", *words, *other, recipe="debug-distill")
     assert weights(first, "student")["classifier.weight"].shape[0] == 64
@@ -141,7 +141,7 @@ def test_a_classifier_of_other_classes_starts_afresh(tmp_path: Path, make_folder
 def test_supervised_term_and_accumulation_train(tmp_path: Path) -> None:
     out = run(
         tmp_path / "a", "epochs=1", "objective.supervised.weight=1", "accumulate=2", "data.sampler.classes=8",
-        recipe="debug-distill",
+        "init=random", recipe="debug-distill",
     )  # fmt: skip
     lines = metrics(out, "train")
     assert lines[-1]["supervised"] > 0
@@ -151,7 +151,7 @@ def test_supervised_term_and_accumulation_train(tmp_path: Path) -> None:
 def test_terms_without_pairs_are_counted_not_nan(tmp_path: Path) -> None:
     words = ("epochs=1", "data.sampler=null", "data.limit_per_class=1", "batch_size=8", "log_every=1")
     reference = ("objective.patch.matching=reference", "objective.patch.weighting=mean")
-    out = run(tmp_path / "a", *words, *reference, recipe="debug-distill")
+    out = run(tmp_path / "a", *words, *reference, "init=random", recipe="debug-distill")
     lines = metrics(out, "train")
     assert all(line["empty_patch"] == 1 and line["patch"] == 0 for line in lines)
     assert all(torch.isfinite(value).all() for value in weights(out).values())

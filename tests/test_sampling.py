@@ -13,10 +13,10 @@ from smkd.config.loading import check
 from smkd.config.schema import MaskConfig, RunConfig, SamplerConfig
 from smkd.data.loader import Batch, MultiCropDataset, Sample, collate, make_loader
 from smkd.data.masks import draw_mask
-from smkd.data.sampler import EpochSampler
-from smkd.errors import DataError
+from smkd.data.sampler import EpochSampler, Pick
+from smkd.errors import ConfigError, DataError
 
-Order = list[list[tuple[int, int]]]
+Order = list[list[Pick]]
 
 
 class NoiseImages:
@@ -60,7 +60,7 @@ def batches(
     sampler = EpochSampler(images.labels, config.batch_size, config.seed, rank=rank, world=world, accumulate=accumulate)
     sampler.set_epoch(epoch)
     loader = make_loader(MultiCropDataset(images, config), sampler, workers, pin_memory=False)
-    return list(loader), list(sampler)  # type: ignore[arg-type]
+    return list(loader), list(sampler)
 
 
 def assert_same(a: Batch, b: Batch) -> None:
@@ -104,7 +104,7 @@ def test_batch_order_does_not_matter(batch_size: int) -> None:
     """Whatever batch a sample is in, it is what the data set gives for it when asked alone, in any order."""
     config = make_config(batch_size=batch_size)
     dataset = MultiCropDataset(NoiseImages(), config)
-    samples = {(1, n): dataset[1, n] for n in reversed(range(24))}
+    samples = {Pick(1, n): dataset[1, n] for n in reversed(range(24))}
     made, order = batches(config, 0, epoch=1)
     assert len({item for items in order for item in items}) == 24 - 24 % batch_size
     for batch, items in zip(made, order, strict=True):
@@ -163,7 +163,7 @@ def test_unreadable_images_are_replaced_or_reported() -> None:
 
 
 def indices(sampler: EpochSampler) -> list[list[int]]:
-    return [[index for _, index in batch] for batch in sampler]
+    return [[pick.image for pick in batch] for batch in sampler]
 
 
 def test_every_image_once_an_epoch() -> None:
@@ -172,7 +172,7 @@ def test_every_image_once_an_epoch() -> None:
     epochs = []
     for epoch in (0, 1, 7):
         sampler.set_epoch(epoch)
-        assert {e for batch in sampler for e, _ in batch} == {epoch}
+        assert {(pick.epoch, pick.occurrence) for batch in sampler for pick in batch} == {(epoch, 0)}
         epochs.append(np.concatenate(indices(sampler)).tolist())
         assert sorted(epochs[-1]) == list(range(96))
         assert epochs[-1] == np.concatenate(indices(sampler)).tolist()
@@ -188,8 +188,8 @@ def test_short_last_batch_is_dropped() -> None:
     assert len(set(np.concatenate(given).tolist())) == 24
 
 
-@pytest.mark.parametrize("balanced", [None, SamplerConfig(classes=4, per_class=6)])
-@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 3), (2, 3), (4, 2)])
+@pytest.mark.parametrize("balanced", [None, SamplerConfig(classes=8, per_class=3)])
+@pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (1, 4), (2, 2), (4, 2)])
 def test_devices_and_passes_share_the_batch(world: int, accumulate: int, balanced: SamplerConfig | None) -> None:
     labels = np.repeat(np.arange(10), 20)
     whole = indices(EpochSampler(labels, 24, seed=3, balanced=balanced))
@@ -250,6 +250,22 @@ def test_too_few_images_or_classes() -> None:
     with pytest.raises(DataError, match=r"data\.sampler\.classes=4, but there are only 3"):
         EpochSampler(labels, 4, seed=0, balanced=SamplerConfig(classes=4, per_class=1))
     EpochSampler(labels, 6, seed=0, balanced=SamplerConfig(classes=3, per_class=2))
+
+
+@pytest.mark.parametrize(("world", "accumulate"), [(4, 1), (1, 4), (2, 2), (2, 3), (3, 1)])
+def test_a_class_is_never_cut(world: int, accumulate: int) -> None:
+    """Six classes of four in shares of six, four or eight images."""
+    labels = np.repeat(np.arange(10), 20)
+    balanced, shares = SamplerConfig(classes=6, per_class=4), world * accumulate
+    if 6 % shares:
+        said = rf"data\.sampler\.classes=6: devices x num_nodes x accumulate = {shares} shares would cut a class"
+        with pytest.raises(ConfigError, match=said):
+            EpochSampler(labels, 24, seed=0, balanced=balanced, world=world, accumulate=accumulate)
+        return
+    for rank in range(world):
+        sampler = EpochSampler(labels, 24, seed=0, balanced=balanced, world=world, accumulate=accumulate, rank=rank)
+        for part in indices(sampler):
+            assert set(np.bincount(labels[part], minlength=10).tolist()) <= {0, 4}
 
 
 # ---- masks

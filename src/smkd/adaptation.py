@@ -20,7 +20,7 @@ from smkd.engine import checkpoint
 from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
-from smkd.errors import DataError
+from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
 from smkd.fewshot.held_out import HeldOutImages, Verdicts, verdicts
 from smkd.interop.architecture import Architecture
@@ -89,15 +89,17 @@ def planned(
     data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = ()
 ) -> tuple[RunConfig, HeldOut]:
     """The run that `adapt` starts with the same arguments, and what it holds out."""
+    settings = list(settings)
+    _check_settings(settings)
     places = {"data.root": str(data), "out": str(out), "init": str(backbone)}
     typed = [*_words(places), *settings]
     state, _ = open_checkpoint(backbone, loading.resolve(RECIPE))
     words = [*_words(_of_backbone(state)), *typed]
-    config = loading.resolve(RECIPE, words)
+    config = loading.resolve(RECIPE, words, typed=settings)
     keys = {word.partition("=")[0] for word in typed}
     held_out, split = _held_out(config, keys)
     words = [*_words({"data.split_by": held_out, "evaluation.split": split}), *words]
-    config = loading.resolve(RECIPE, words)
+    config = loading.resolve(RECIPE, words, typed=settings)
     train = open_split(config.data, "train")
     _check_training(train)
     if config.data.sampler is None and "data.sampler" not in keys:
@@ -105,7 +107,7 @@ def planned(
         # what is typed is the most that a batch may hold
         words = [word for word in words if not word.startswith("batch_size=")]
         words += _words({"data.sampler": sampler, "batch_size": sampler["classes"] * sampler["per_class"]})
-        config = loading.resolve(RECIPE, words)
+        config = loading.resolve(RECIPE, words, typed=settings)
     steps = max(1, len(train) // config.batch_size)
     epochs = config.epochs if "epochs" in keys else max(config.epochs, math.ceil(STEPS / steps))
     protocols = {
@@ -114,8 +116,16 @@ def planned(
         for key, value in _protocol(open_split(config.data, part), part, held_out).items()
     }
     return loading.resolve(
-        RECIPE, [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words]
+        RECIPE, [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words], typed=settings
     ), held_out
+
+
+def _check_settings(settings: Iterable[str]) -> None:
+    """Refuse words for what the call says already: the one or the other would be ignored."""
+    for word in settings:
+        key = word.partition("=")[0]
+        if key in ("data", "data.root", "out", "init"):
+            raise ConfigError(f"{word}: `smkd adapt` is told that by DATA, --out and --backbone; leave it out")
 
 
 def _words(settings: Settings) -> list[str]:

@@ -179,7 +179,7 @@ def _about(
         f"resize {PIXEL_SIDE}, crop {PIXEL_SIDE}" if pixels else f"resize {protocol.resize}, crop {protocol.crop}"
     )
     return Source(
-        model="pixels" if pixels else network, checkpoint_sha256=checkpoint_sha256, dataset=config.data.dataset,
+        model="pixels" if pixels else network, checkpoint_sha256=checkpoint_sha256, dataset=config.data.name,
         split=protocol.split, transform=transform, parts=() if pixels else config.features.parts,
         blocks=0 if pixels else config.features.blocks, class_names=tuple(stream.images.class_names),
     )  # fmt: skip

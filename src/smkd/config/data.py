@@ -11,7 +11,10 @@ from smkd.config.section import Count, Fraction, Positive, Range, Section, Weigh
 
 
 class SamplerConfig(Section):
-    """Class-balanced batches: `classes` classes with `per_class` images each."""
+    """Class-balanced batches: `classes` classes with `per_class` images each.
+
+    The classes are shared evenly by devices and passes; a class with fewer images gives some of them again.
+    """
 
     classes: Positive
     per_class: Positive
@@ -39,15 +42,24 @@ class DataConfig(Section):
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
-    cache: Literal["none", "memory", "mmap", "device"] = "none"
-    """Decode the training images once: into this process's memory, or a file that all processes of a machine map, which
-    `device` copies to each device whole, where the crops are cut then."""
+    cache: Literal["none", "memory", "mmap"] = "none"
+    """Decode the training images once: into this process's memory, or a file that all processes of a machine map."""
     cache_size: Positive | None = None
     """Shorter side in pixels at which images are cached, never enlarged; none keeps them as they are."""
     cache_dir: Path | None = None
     """Folder of the cache files; none is below the data folder, or the user's cache folder if that is read only."""
     sampler: SamplerConfig | None = None
     """Class-balanced batches; none draws every image once an epoch in random order."""
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the images are the embedded patterns; with a root they are that root's."""
+        return self.dataset == "patterns" and self.root is None
+
+    @property
+    def name(self) -> str:
+        """What the images are called: the data set, or `folder` where a root takes the place of the patterns."""
+        return "folder" if self.dataset == "patterns" and not self.embedded else self.dataset
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:

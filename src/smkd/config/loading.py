@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping, Set
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from smkd import registry
+from smkd.config.durations import shortened
 from smkd.config.schema import ProtocolConfig, RunConfig
+from smkd.config.unused import check_used
 from smkd.errors import ConfigError
 
 # What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
@@ -52,6 +56,11 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     Args:
         recipe: name of a recipe of the package, or the path of a YAML file.
     """
+    return _load(recipe)[0]
+
+
+def _load(recipe: str) -> tuple[dict[str, Any], set[str]]:
+    """Settings of a recipe, and the dotted keys of those that stand in files and not in recipes of the package."""
     is_file = recipe.endswith((".yaml", ".yml"))
     if is_file and not Path(recipe).is_file():
         raise ConfigError(f"recipe file '{recipe}' does not exist")
@@ -59,42 +68,73 @@ def load_recipe(recipe: str) -> dict[str, Any]:
     values = _parse(text, recipe)
     values.pop("summary", None)
     parent = values.pop("extends", None)
+    own = set(_flat(values)) if is_file else set()
     if parent is None:
-        return values
+        return values, own
     # a file may extend its neighbour by a relative path
     beside = Path(recipe).parent / str(parent)
-    return _merged(load_recipe(str(beside) if is_file and beside.is_file() else str(parent)), values)
+    base, of_parent = _load(str(beside) if is_file and beside.is_file() else str(parent))
+    return _merged(base, values), own | of_parent
 
 
-def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None) -> RunConfig:
+def resolve(
+    recipe: str, overrides: Iterable[str] = (), phase: str | None = None, typed: Iterable[str] | None = None
+) -> RunConfig:
     """The checked configuration of a recipe with `key=value` overrides.
+
+    Where `epochs` is typed, durations that the recipe states and that do not fit into so many epochs are shortened,
+    and a line on standard error says so (`smkd.config.durations`).
 
     Args:
         recipe: name of a recipe, or the path of a YAML file.
         overrides: words such as `optim.lr=1e-4` or `data=photos`.
         phase: 'pretrain' or 'distill', where the caller accepts only one of them.
+        typed: those of the words that the user typed; None means all of them.
 
     Raises:
-        ConfigError: unknown recipe, key, or a value that does not fit; one line that names it.
+        ConfigError: unknown recipe, key, a value that does not fit, or a typed one that has no effect; one line that
+            names it.
     """
-    values = load_recipe(recipe)
+    values, given = _load(recipe)
+    overrides = list(overrides)
     for word in overrides:
-        key, sign, text = word.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"'{word}' is not of the form key=value")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: '{text}' is not a value") from error
-        if key == "data" and not isinstance(value, dict):
-            key = "data.root"
-        values = _merged(values, _nested(key.split("."), value))
+        values = _merged(values, _read_word(word))
+    words = set().union(*(_flat(_read_word(word)) for word in (overrides if typed is None else typed)))
     values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     config = check(values)
     _check_names(config)
     if phase is not None and config.phase != phase:
         raise ConfigError(f"recipe '{recipe}' is for `smkd {config.phase}`, not for `smkd {phase}`")
-    return config
+    check_used(config, sorted(words))
+    return _in_time(config, given | words)
+
+
+def _read_word(word: str) -> dict[str, Any]:
+    """Settings of one `key=value` word."""
+    key, sign, text = word.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"'{word}' is not of the form key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: '{text}' is not a value") from error
+    if key == "data" and not isinstance(value, dict):
+        key = "data.root"
+    return _nested(key.split("."), value)
+
+
+def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
+    """With the recipe's durations shortened to the epochs that were typed, which is said."""
+    changes = shortened(config, typed)
+    if not changes:
+        return config
+    values = config.model_dump(mode="json")
+    for key, (_, epochs) in changes.items():
+        values = _merged(values, _nested(key.split("."), epochs))
+    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+        said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
+        print(f"shortened to fit into epochs={config.epochs}: {said}", file=sys.stderr)
+    return check(values)
 
 
 def _check_names(config: RunConfig) -> None:

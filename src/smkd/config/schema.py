@@ -58,6 +58,10 @@ __all__ = [
 ]
 
 
+RANDOM = Path("random")
+"""What `init` is where random weights are meant."""
+
+
 class RunConfig(Section):
     """Everything that determines a training run."""
 
@@ -66,7 +70,8 @@ class RunConfig(Section):
     out: Path | None = None
     """Run folder; none is runs/<recipe>."""
     init: Path | None = None
-    """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres."""
+    """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres.
+    Phase 2 needs it; `random` says that random weights are meant."""
     init_optimizer: bool = False
     """Also take over the optimiser's state from `init` (the reference does)."""
     resume: bool = True
@@ -151,6 +156,11 @@ class RunConfig(Section):
                 f"must be batch_size={self.batch_size}"
             )
         return self
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether no weights are given to start from."""
+        return self.init is None or self.init == RANDOM
 
     @property
     def passes(self) -> int:

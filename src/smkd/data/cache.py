@@ -117,7 +117,7 @@ class CachedImages:
 
 
 def cached(images: Images, config: DataConfig, split: str, track: Track | None = None) -> Images:
-    """The images as `data.cache` asks for them; `device` has them in a file here, as `mmap`.
+    """The images as `data.cache` asks for them.
 
     Images that are in memory anyway (`patterns`) stay as they are.
 

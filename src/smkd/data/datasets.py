@@ -123,7 +123,7 @@ def open_split(config: DataConfig, split: str) -> Images:
     """
     dataset_spec(config.dataset)
     limit = config.limit_per_class if split == "train" else None
-    if config.dataset == "patterns":
+    if config.embedded:
         return PatternImages(split, limit)
     return open_source(config).open(split, limit)
 
@@ -135,7 +135,7 @@ def describe(config: DataConfig) -> str:
         DataError: unknown data set, or a root of no known form.
     """
     dataset_spec(config.dataset)
-    return "patterns: embedded, drawn by formula" if config.dataset == "patterns" else open_source(config).description
+    return "patterns: embedded, drawn by formula" if config.embedded else open_source(config).description
 
 
 def open_source(config: DataConfig) -> Source:

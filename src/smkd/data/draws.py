@@ -11,7 +11,7 @@ from smkd.config.schema import RunConfig
 from smkd.data.color import draw_color
 from smkd.data.crops import Box, random_box
 from smkd.data.masks import draw_mask
-from smkd.data.randomness import Streams
+from smkd.data.randomness import OCCURRENCE, Streams
 
 
 class Draws(NamedTuple):
@@ -40,12 +40,19 @@ class Drawing:
         side = config.global_views.size // config.model.patch_size
         self.grid = (side, side)
 
-    def __call__(self, epoch: int, index: int, height: int, width: int) -> Draws:
-        """Draws of the sample `index`, an image of that height and width in pixels."""
+    def __call__(self, epoch: int, index: int, height: int, width: int, occurrence: int = 0) -> Draws:
+        """Draws of one sample.
+
+        Args:
+            epoch: counted from 0.
+            index: number of the image.
+            height, width: of the image in pixels.
+            occurrence: how often the image came before in the epoch.
+        """
         config, num_global = self.config, self.config.global_views.count
         boxes, masks, color = [], [], []
         for view in range(num_global + config.local_views.count):
-            rng = self.streams.at(epoch, index, view)
+            rng = self.streams.at(epoch, index, occurrence * OCCURRENCE + view)
             kind = config.global_views if view < num_global else config.local_views
             boxes.append(random_box(height, width, kind.scale, rng))
             color.append(draw_color(config.augment, view, num_global, rng))

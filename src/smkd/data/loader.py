@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,7 +19,7 @@ from smkd.data.color import ColorParameters, augment_and_normalize
 from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
-from smkd.data.sampler import EpochSampler
+from smkd.data.sampler import EpochSampler, Pick
 from smkd.errors import DataError
 from smkd.transfer import to_device
 
@@ -33,18 +33,20 @@ class Sample(NamedTuple):
         crops: uint8 [3, size, size], one a view, global views first.
         draws: what they were made from, and what else the views need.
         label: class index.
+        image: number of the image that was read.
         skipped: unreadable images that this one stands in for.
     """
 
     crops: list[Tensor]
     draws: Draws
     label: int
+    image: int
     skipped: int
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of a batch before colour, on the CPU; axes [views, batch, ...] as in `Sample`."""
+    """Views of a batch before colour, on the CPU; axes [views, batch, ...] as in `Sample`; `images` as in `Views`."""
 
     global_crops: Tensor
     local_crops: Tensor
@@ -52,19 +54,20 @@ class Batch:
     color: Tensor
     labels: Tensor
     skipped: int
+    images: Tensor | None = None
 
     def pin_memory(self) -> Batch:
         """Called by the loader when the device copies from pinned memory."""
         return Batch(
             self.global_crops.pin_memory(), self.local_crops.pin_memory(), self.masks,
-            self.color, self.labels, self.skipped,
+            self.color, self.labels, self.skipped, self.images,
         )  # fmt: skip
 
     def to(self, device: torch.device) -> Batch:
         """With the crops on the device; the host does not wait for the copies."""
         return Batch(
             to_device(self.global_crops, device), to_device(self.local_crops, device), self.masks, self.color,
-            self.labels, self.skipped,
+            self.labels, self.skipped, self.images,
         )  # fmt: skip
 
 
@@ -77,16 +80,18 @@ class Views:
         local_views: float [local views, batch, 3, size, size].
         masks: bool [global views, batch, rows, columns], on the CPU, True hides the patch from the student.
         labels: int64 [batch], on the CPU: which pairs exist is worked out there, the device is not waited for.
+        images: int64 [batch], on the CPU: number of each image; none if all differ.
     """
 
     global_views: Tensor
     local_views: Tensor
     masks: Tensor
     labels: Tensor
+    images: Tensor | None = None
 
 
 class MultiCropDataset(Dataset[Sample]):
-    """Views of images; an item is asked for by (epoch, index) and is a pure function of it and the seed.
+    """Views of images; an item is asked for as a `Pick`, or (epoch, index), and is a pure function of it and the seed.
 
     Args:
         images: one split.
@@ -99,38 +104,30 @@ class MultiCropDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, item: tuple[int, int]) -> Sample:
-        epoch, index = item
-        image, chosen, skipped = first_readable(self.images.load, index, len(self), self.config.data.on_error)
-        draws = self.draw(epoch, index, *image.shape[1:])
+    def __getitem__(self, item: tuple[int, int] | tuple[int, int, int]) -> Sample:
+        pick = Pick(*item)
+        image, chosen, skipped = self._readable(pick.image)
+        _, height, width = image.shape
+        draws = self.draw(pick.epoch, pick.image, height, width, pick.occurrence)
         kinds = (self.config.global_views, self.config.local_views)
         sizes = [kind.size for kind in kinds for _ in range(kind.count)]
         crops = [crop_resize(image, box, size) for box, size in zip(draws.boxes, sizes, strict=True)]
-        return Sample(crops, draws, int(self.images.labels[chosen]), skipped)
+        return Sample(crops, draws, int(self.images.labels[chosen]), chosen, skipped)
 
+    def _readable(self, index: int) -> tuple[Tensor, int, int]:
+        """An image, or with `data.on_error=skip` the next one that can be read; its number, and how many were skipped.
 
-def first_readable(load: Callable[[int], T], index: int, count: int, on_error: str) -> tuple[T, int, int]:
-    """What `load` gives for an image, or for the next one that can be read.
-
-    Args:
-        index: which image.
-        count: how many there are.
-        on_error: 'raise' or 'skip', as `data.on_error`.
-
-    Returns:
-        It, the number of the image, and how many were skipped.
-
-    Raises:
-        DataError: the image, or each of them, is unreadable.
-    """
-    for skipped in range(count):
-        chosen = (index + skipped) % count
-        try:
-            return load(chosen), chosen, skipped
-        except DataError as error:
-            if on_error == "raise":
-                raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
-    raise DataError("not one image of the training set can be read")
+        Raises:
+            DataError: the image, or each of them, is unreadable.
+        """
+        for skipped in range(len(self)):
+            chosen = (index + skipped) % len(self)
+            try:
+                return self.images.load(chosen), chosen, skipped
+            except DataError as error:
+                if self.config.data.on_error == "raise":
+                    raise DataError(f"{error} (data.on_error=skip goes on without it)") from error
+        raise DataError("not one image of the training set can be read")
 
 
 def collate(samples: list[Sample]) -> Batch:
@@ -143,6 +140,7 @@ def collate(samples: list[Sample]) -> Batch:
         torch.from_numpy(np.stack([sample.draws.color for sample in samples], axis=1)),
         torch.tensor([sample.label for sample in samples]),
         sum(sample.skipped for sample in samples),
+        torch.tensor([sample.image for sample in samples]),
     )
 
 
@@ -168,6 +166,12 @@ def worker_count(config: RunConfig, device: torch.device) -> int:
     return min(16, max(1, cores // config.devices - 1))
 
 
+def training_loader(images: Images, config: RunConfig, sampler: EpochSampler, device: torch.device) -> DataLoader[Any]:
+    """Loader of a run on this device."""
+    dataset = MultiCropDataset(images, config)
+    return make_loader(dataset, sampler, worker_count(config, device), pin_memory=device.type == "cuda")
+
+
 def batches(loader: Iterable[T]) -> Iterator[T]:
     """Iterate over a loader; an error of a worker process comes without the worker's traceback around it."""
     try:
@@ -177,12 +181,11 @@ def batches(loader: Iterable[T]) -> Iterator[T]:
 
 
 def make_loader(
-    dataset: Dataset[Any], sampler: EpochSampler, num_workers: int, *, pin_memory: bool,
-    collate_fn: Callable[[list[Any]], Any] = collate,
+    dataset: Dataset[Sample], sampler: EpochSampler, num_workers: int, *, pin_memory: bool
 ) -> DataLoader[Any]:  # fmt: skip
     """Loader whose epoch is chosen by `sampler.set_epoch`."""
     return DataLoader(
-        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory,
+        dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_return_large_arrays,
     )  # fmt: skip
@@ -204,6 +207,7 @@ def make_views(batch: Batch, spec: DatasetSpec, device: torch.device) -> Views:
         _colored(batch.local_crops, batch.color[num_global:], spec, device),
         batch.masks,
         batch.labels,
+        batch.images,
     )
 
 

@@ -1,4 +1,4 @@
-"""Randomness of a sample as a pure function of (seed, epoch, index, stream).
+"""Randomness of a sample as a pure function of (seed, epoch, index, stream); a stream is a view of an occurrence.
 
 A counter-based generator keyed by those numbers: what a sample looks like depends neither on the number of
 workers or devices nor on where a run was interrupted.
@@ -9,7 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 ORDER = 1 << 20
-"""Stream of the order of samples in an epoch; streams 0, 1, 2, ... are the views of a sample."""
+"""Stream of the order of samples in an epoch."""
+OCCURRENCE = 1 << 32
+"""Streams 0, 1, 2, ... are the views of a sample; where it comes again in the epoch they begin so much further on."""
 
 
 def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Generator:

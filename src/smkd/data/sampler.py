@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,13 +11,27 @@ from torch.utils.data import Sampler
 
 from smkd.config.schema import SamplerConfig
 from smkd.data.randomness import ORDER, generator
-from smkd.errors import DataError
+from smkd.errors import ConfigError, DataError
 
 Indices = NDArray[np.int64]
 
 
-class EpochSampler(Sampler[list[tuple[int, int]]]):
-    """This device's share of each batch of one epoch, as lists of (epoch, image index).
+class Pick(NamedTuple):
+    """One image of a batch.
+
+    Attributes:
+        epoch: counted from 0.
+        image: its number.
+        occurrence: how often the image came before in the epoch, in batches of all devices.
+    """
+
+    epoch: int
+    image: int
+    occurrence: int = 0
+
+
+class EpochSampler(Sampler[list[Pick]]):
+    """This device's share of each batch of one epoch.
 
     Every step takes `batch_size` images, cut into `passes` equal consecutive parts; this device takes part
     `pass * world + rank` of each accumulation pass. A short last batch is dropped.
@@ -29,6 +44,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         rank, world: number of this device and of all devices.
 
     Raises:
+        ConfigError: a device's share of a pass would hold a part of a class's images in a balanced batch.
         DataError: fewer images than a batch, or fewer classes than a balanced batch asks for.
     """
 
@@ -41,6 +57,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         classes = len(np.unique(labels))
         if balanced is not None and balanced.classes > classes:
             raise DataError(f"data.sampler.classes={balanced.classes}, but there are only {classes} training classes")
+        if balanced is not None and balanced.classes % (world * accumulate):
+            raise ConfigError(
+                f"data.sampler.classes={balanced.classes}: devices x num_nodes x accumulate = {world * accumulate} "
+                f"shares would cut a class; use a multiple of {world * accumulate} classes"
+            )
         self.labels, self.batch_size, self.seed, self.balanced = labels, batch_size, seed, balanced
         self.accumulate, self.rank, self.world = accumulate, rank, world
         self.epoch = 0
@@ -57,14 +78,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
         """Choose the epoch that the next iteration runs through."""
         self.epoch = epoch
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list[Pick]]:
         rng = generator(self.seed, self.epoch, 0, ORDER)
         order = rng.permutation(len(self.labels)) if self.balanced is None else self._balanced_order(rng)
+        picks = [Pick(self.epoch, *pick) for pick in zip(order.tolist(), _occurrences(order).tolist(), strict=True)]
         share = self.batch_size // (self.world * self.accumulate)
         for step in range(self.steps):
             for turn in range(self.accumulate):
                 start = step * self.batch_size + (turn * self.world + self.rank) * share
-                yield [(self.epoch, int(index)) for index in order[start : start + share]]
+                yield picks[start : start + share]
 
     def _balanced_order(self, rng: np.random.Generator) -> Indices:
         """Batches of different classes, each with its images side by side; classes and images take turns."""
@@ -77,6 +99,15 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
             for label in class_turns.deal(self.balanced.classes):
                 order.append(image_turns[label].deal(self.balanced.per_class))
         return np.concatenate(order)
+
+
+def _occurrences(order: Indices) -> Indices:
+    """How often each entry came before."""
+    sorted_places = np.argsort(order, kind="stable")
+    _, first, counts = np.unique(order[sorted_places], return_index=True, return_counts=True)
+    times = np.empty_like(order)
+    times[sorted_places] = np.arange(len(order)) - np.repeat(first, counts)
+    return times
 
 
 class _Deck:

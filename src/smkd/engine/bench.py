@@ -18,8 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
-from smkd.data.device_loader import training_loader
-from smkd.data.loader import Batch, Views, batches, make_views
+from smkd.data.loader import Batch, Views, batches, make_views, training_loader
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
 from smkd.data.randomness import generator
@@ -29,6 +28,7 @@ from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.runlog import console
 from smkd.engine.schedules import Rates, rates_at
 from smkd.engine.step import Learner
+from smkd.errors import ConfigError
 
 PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
 SYNTHETIC_CLASSES = 64
@@ -82,13 +82,18 @@ def bench(config: RunConfig, steps: int) -> Bench:
         steps: how many are timed, after two to warm up.
 
     Raises:
-        SmkdError: a device that is not there, wrong data or settings.
+        SmkdError: a device that is not there, several of them, wrong data or settings.
     """
+    if config.devices * config.num_nodes > 1:
+        raise ConfigError(
+            f"devices={config.devices} num_nodes={config.num_nodes}: bench measures one device; leave these out, and "
+            "give batch_size= its share"
+        )
     device = pick_device(config.accelerator)
     autocast = autocast_type(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    real = config.data.root is not None or config.data.dataset == "patterns"
+    real = config.data.root is not None or config.data.embedded
     classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
@@ -112,7 +117,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         precision="fp32" if autocast is None else str(autocast).removeprefix("torch."),
         torch=torch.__version__, threads=torch.get_num_threads(),
-        data=config.data.dataset if real else "synthetic on the device", batch_size=config.batch_size,
+        data=config.data.name if real else "synthetic on the device", batch_size=config.batch_size,
         parameters=sum(p.numel() for p in learner.pair.student.parameters()),
         images_per_second=config.batch_size / seconds, step_ms=1e3 * seconds,
         parts_ms=_parts(learner, one_step, max(1, steps // 2), device), gflop_per_image=flop / 1e9,
@@ -188,7 +193,7 @@ def _from_loader(config: RunConfig, learner: Learner, rates: Rates) -> Callable[
     def one_step() -> object:
         with learner.part("data"):
             passes = list(itertools.islice(source, config.accumulate))
-        return learner.step(colored(passes), rates, [batch.labels for batch in passes])
+        return learner.step(colored(passes), rates, passes)
 
     return one_step
 

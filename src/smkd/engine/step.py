@@ -13,7 +13,7 @@ from torch.profiler import record_function
 
 from smkd import distributed
 from smkd.config.schema import RunConfig
-from smkd.data.loader import Views
+from smkd.data.loader import Batch, Views
 from smkd.engine.optim import clip_each, drop_last_layer_gradients, make_optimizer, set_rates
 from smkd.engine.schedules import Rates
 from smkd.models.pair import StudentTeacher
@@ -73,25 +73,26 @@ class Learner:
         optimizer = make_optimizer(pair.student, device)
         return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
 
-    def step(self, views: Iterable[Views], rates: Rates, labels: Sequence[Tensor] | None = None) -> StepResult:
+    def step(self, views: Iterable[Views], rates: Rates, batches: Sequence[Batch | Views] | None = None) -> StepResult:
         """Forward and backward over all passes, then one update of student, centres and teacher.
 
         What is learned is what one pass over all images would teach, but for the pairs, which form within a pass.
 
         Args:
-            views: of each pass; asked for one at a time if `labels` are given.
+            views: of each pass; asked for one at a time if `batches` are given.
             rates: of the step.
-            labels: int64 [batch] on the CPU for each pass; None takes those of the views.
+            batches: what the views are made of, with the labels and numbers of their images; None asks the views.
         """
-        if labels is None:
+        if batches is None:
             views = list(views)
-            labels = [each.labels for each in views]
+            batches = views
+        labels = [each.labels for each in batches]
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         empty: dict[str, int] = {}
         assigned: list[Tensor] = []
-        for this, each in zip(self.objective.passes(labels), views, strict=True):
+        for this, each in zip(self.objective.passes(labels, [each.images for each in batches]), views, strict=True):
             with contextlib.nullcontext() if this.last else self._gradients_stay_here():
                 loss = self._forward(each, rates, assigned, this)
                 with self.part("backward"):
@@ -101,7 +102,7 @@ class Learner:
             for name in loss.empty:
                 empty[name] = empty.get(name, 0) + 1
         self._update(rates)
-        return StepResult(losses, empty, torch.cat(assigned), torch.cat(list(labels)))
+        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels))
 
     def _forward(self, views: Views, rates: Rates, assigned: list[Tensor], this: Pass | None = None) -> Losses:
         with self._autocast():

@@ -14,11 +14,11 @@ import torch
 from rich.progress import track
 
 from smkd import __version__, distributed
+from smkd.config.durations import check_durations
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import Images, configured_spec, describe, open_split
-from smkd.data.device_loader import training_loader
-from smkd.data.loader import Batch, batches, make_views
+from smkd.data.loader import Batch, batches, make_views, training_loader
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint, run_folder
@@ -94,6 +94,7 @@ class Run:
                 f"devices={config.devices} x num_nodes={config.num_nodes} does not match the "
                 f"{distributed.world_size()} processes that were started"
             )
+        check_durations(config)
         self.config, self.evaluator, self.device = config, evaluator, device
         autocast = autocast_type(config.precision, device)
         if device.type == "cpu":
@@ -112,14 +113,19 @@ class Run:
         self._take_weights()
 
     def _take_weights(self) -> None:
-        """From, in this order: this run's last checkpoint, `init`, chance."""
+        """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
         self.resumed, self.notes = run_folder.resumable(self.config, self.out), list[str]()
         if self.resumed is not None:
             state = checkpoint.load(self.resumed)
             restore(self.learner, state, optimizer=True)
             self.epoch = int(state["epoch"])
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
-        elif self.config.init is not None:
+        elif self.config.init is None and self.config.phase == "distill":
+            raise ConfigError(
+                "phase 2 starts from trained weights: init=<run of phase 1, or weights of another project>; "
+                "init=random if random ones are meant, from which its terms learn nothing"
+            )
+        elif self.config.init is not None and not self.config.starts_random:
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
             self.notes = [*state.get(MARK, []), *changes]
@@ -161,7 +167,7 @@ class Run:
         millions = sum(p.numel() for p in backbone.parameters()) / 1e6
         autocast = self.learner.autocast
         precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
-        start = f"from {config.init or 'random weights'}"
+        start = f"from {'random weights' if config.starts_random else config.init}"
         if self.resumed is not None:
             start = f"resumed at epoch {self.epoch} from {self.resumed}"
         log.say(
@@ -182,7 +188,7 @@ class Run:
             rates = rates_at(self.config, step, steps)
             _seed_device(self.config.seed, step)
             views = (make_views(batch, self.spec, self.device) for batch in passes)
-            meter.record(step, self.learner.step(views, rates, [batch.labels for batch in passes]), rates.lr)
+            meter.record(step, self.learner.step(views, rates, passes), rates.lr)
             bar.advance(meter.note)
         return meter.close(time.perf_counter() - started)
 

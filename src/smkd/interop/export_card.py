@@ -123,7 +123,7 @@ def _training(release: Release) -> list[tuple[str, str]]:
     config, millions = release.config, sum(p.numel() for p in release.backbone.parameters()) / 1e6
     views, local = config.global_views, config.local_views
     rows = {
-        "data set": config.data.dataset,
+        "data set": config.data.name,
         "recipe": config.recipe,
         "phase": PHASES[config.phase],
         "started from": "" if config.init is None else str(config.init),

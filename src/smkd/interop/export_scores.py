@@ -45,7 +45,7 @@ def _validations(file: Path, config: RunConfig, step: int) -> Iterator[Score]:
         if record.get("kind") == "validation" and record.get("step") == step:
             for name, value in record.items():
                 if name not in NO_ACCURACY and _is_number(value):
-                    yield Score(name, float(value), None, config.data.dataset, protocol.split, conditions)
+                    yield Score(name, float(value), None, config.data.name, protocol.split, conditions)
 
 
 def _evaluations(run: Path, digest: str) -> Iterator[Score]:

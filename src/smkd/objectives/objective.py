@@ -56,14 +56,17 @@ class Objective(nn.Module):
         self._cls_means: list[Tensor] = []
         self._patch_means: list[Tensor] = []
 
-    def passes(self, labels: Sequence[Tensor]) -> list[Pass]:
+    def passes(self, labels: Sequence[Tensor], images: Sequence[Tensor | None] | None = None) -> list[Pass]:
         """The passes of an optimiser step, for `forward`.
 
         Args:
             labels: int64 [batch] on the CPU for each pass, of this device's images.
+            images: int64 [batch] on the CPU for each pass, number of each image: one that is there twice is not
+                another image of its class. None if all of a pass differ.
         """
         config = self.config
-        return passes_of(labels, paired=config.labels, pooled=config.labels and config.pairs == "global")
+        numbers = [None] * len(labels) if images is None else images
+        return passes_of(labels, numbers, paired=config.labels, pooled=config.labels and config.pairs == "global")
 
     def forward(
         self, student: Outputs, teacher: Outputs, masks: Tensor, labels: Tensor, *,
@@ -121,7 +124,7 @@ class Objective(nn.Module):
         total, count = cls.same_class(targets, z, local, pairs, this.start, with_own_views=self.config.cls.same_image)
         views = len(targets) * len(z)
         within_images = (count - views * int(pairs.sum())) * this.passes * this.devices
-        in_step = views * sum(patch.image_pairs(sizes, own=False) for sizes in this.sizes) + within_images
+        in_step = views * sum(int(partners.sum()) for partners in this.partners) + within_images
         return this.share(total, in_step), count
 
     def _mim(self, student: Outputs, teacher: Outputs, masks: Tensor, temperature: float) -> tuple[Tensor, int]:
@@ -152,7 +155,7 @@ class Objective(nn.Module):
         entropy = self._entropy(student.patches, targets, matches)
         weighted = attention is not None
         in_step = views * (views - 1) * sum(
-            patch.image_terms(sizes, config.matching, own=own, weighted=weighted) for sizes in this.sizes
+            patch.image_terms(partners, config.matching, own=own, weighted=weighted) for partners in this.partners
         )  # fmt: skip
         # the matches carry the mean over this device's terms of this pass
         return this.share(entropy * matches.terms, in_step), matches.terms

@@ -20,40 +20,42 @@ class Pass(NamedTuple):
     """One of the forward and backward passes that make an optimiser step; all tensors are on the CPU.
 
     Attributes:
-        classes: int64 [images], equal for images that are paired. The images are those whose teacher outputs meet
-            this device's student: its own, or those of all devices.
+        images: int64 [images, 2], class and number of each image whose teacher outputs meet this device's student: its
+            own images, or those of all devices. Images of one class are paired, but an image that is there twice is
+            not another image of its class.
         start: place of this device's first image among them.
         batch: images of this device.
-        sizes: for each pass of the step, how many of its images each class has, int64 [classes].
+        partners: for each pass of the step, how many other images each of its images is paired with, int64 [images].
         last: the step ends with this pass.
     """
 
-    classes: Tensor
+    images: Tensor
     start: int
     batch: int
-    sizes: tuple[Tensor, ...]
+    partners: tuple[Tensor, ...]
     last: bool
 
     @property
     def devices(self) -> int:
         """Devices whose pairs are averaged together."""
-        return len(self.classes) // self.batch
+        return len(self.images) // self.batch
 
     @property
     def passes(self) -> int:
         """Passes of the step."""
-        return len(self.sizes)
+        return len(self.partners)
 
     def pairs(self, *, own: bool) -> Tensor:
-        """bool [images, batch]: image i of the teacher and image j of the student are of one class.
+        """bool [images, batch]: image i of the teacher and image j of the student are different ones of one class.
 
         Args:
-            own: pair an image with itself.
+            own: pair each image with itself too.
         """
-        mine = self.classes[self.start : self.start + self.batch]  # [batch]
-        pairs = self.classes[:, None] == mine[None, :]  # [images, batch]
-        images = torch.arange(self.batch)
-        pairs[self.start + images, images] = own
+        mine = self.images[self.start : self.start + self.batch]  # [batch, 2]
+        of_class, of_image = (self.images[:, None] == mine[None, :]).unbind(dim=2)  # [images, batch]
+        pairs = of_class & ~of_image
+        own_places = torch.arange(self.batch)
+        pairs[self.start + own_places, own_places] = own
         return pairs
 
     def share(self, total: Tensor, count: int) -> Tensor:
@@ -69,22 +71,27 @@ class Pass(NamedTuple):
         return total * self.devices / max(count, 1)
 
 
-def passes_of(labels: Sequence[Tensor], *, paired: bool, pooled: bool) -> list[Pass]:
+def passes_of(labels: Sequence[Tensor], images: Sequence[Tensor | None], *, paired: bool, pooled: bool) -> list[Pass]:
     """The passes of an optimiser step.
 
     Args:
         labels: int64 [batch] on the CPU for each pass, of this device's images.
+        images: int64 [batch] on the CPU for each pass, numbers of the images; None if all of a pass differ.
         paired: images of one class meet; otherwise each meets itself alone.
-        pooled: a device's images meet those of all devices. The labels are exchanged for that, once a step.
+        pooled: a device's images meet those of all devices. Classes and numbers are exchanged for that, once a step.
     """
-    batch, start = len(labels[0]), 0
-    if not paired:
-        classes = [torch.arange(len(each)) for each in labels]
-    elif pooled:
-        classes = list(distributed.gather(torch.stack(list(labels)), dim=1))  # [images] for each pass
-        start = distributed.rank() * batch
-    else:
-        classes = list(labels)
-    sizes = tuple(each.unique(return_counts=True)[1] for each in classes)
-    last = len(classes) - 1
-    return [Pass(each, start, batch, sizes, number == last) for number, each in enumerate(classes)]
+    batch = len(labels[0])
+    start = distributed.rank() * batch if pooled else 0
+    places = start + torch.arange(batch)  # [batch]
+    classes = labels if paired else [places] * len(labels)
+    numbers = [places if each is None else each for each in images]
+    mine = torch.stack([torch.stack(of_pass, dim=1) for of_pass in zip(classes, numbers, strict=True)])
+    meeting = (distributed.gather(mine, dim=1) if pooled else mine).unbind()  # [images, 2] for each pass
+    partners = tuple(_equal(each[:, 0]) - _equal(each[:, 1]) for each in meeting)
+    last = len(labels) - 1
+    return [Pass(each, start, batch, partners, number == last) for number, each in enumerate(meeting)]
+
+
+def _equal(values: Tensor) -> Tensor:
+    """How often each value is there, int64 [values]."""
+    return (values[:, None] == values[None, :]).sum(dim=1)

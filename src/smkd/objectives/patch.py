@@ -102,27 +102,17 @@ def match_reference(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tenso
     return Matches(torch.cat(student).flatten(), torch.cat(teacher).flatten(), torch.cat(weights).flatten(), terms)
 
 
-def image_pairs(sizes: Tensor, *, own: bool) -> int:
-    """Ordered pairs of images of one class.
-
-    Args:
-        sizes: int64 [classes], how many images each class has.
-        own: count each image with itself.
-    """
-    return int((sizes * (sizes - 1 + own)).sum())
-
-
-def image_terms(sizes: Tensor, matching: str, *, own: bool, weighted: bool) -> int:
+def image_terms(partners: Tensor, matching: str, *, own: bool, weighted: bool) -> int:
     """Over how many terms, in each pair of views, a matching averages.
 
     Args:
-        sizes: int64 [classes], how many images each class has.
+        partners: int64 [images], how many other images each is paired with.
         matching: its name.
         own, weighted: as `objective.patch` has it.
     """
     if matching == "reference":  # a term for each image that has partners; with attention it is one itself
-        return int(sizes.sum() if weighted else sizes[sizes > 1].sum())
-    return image_pairs(sizes, own=own)
+        return len(partners) if weighted else int((partners > 0).sum())
+    return int((partners + own).sum())
 
 
 def _weights(attention: Tensor | None, shape: tuple[int, int, int], device: torch.device) -> Tensor:
