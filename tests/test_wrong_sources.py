@@ -30,7 +30,7 @@ from image_forms import (
 )
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import open_split
-from smkd.data.images import decode
+from smkd.data.decoding import decode
 from smkd.data.sources import open_dataset
 from smkd.errors import DataError
 
@@ -148,7 +148,7 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (nothing, r"data folder '.*nowhere' does not exist"),
     (lambda root: Path("owner/photos"), r"'owner/photos' does not exist; .* data=hf:owner/photos"),
     (empty, r"holds no images in a known form \(it is empty\); known are .*hf:<name>"),
-    (loose, r"3 images lie in it directly, without a class folder"),
+    (loose, r"its images lie in it directly, without a class folder, which is enough for phase 1 alone"),
     (flat_splits, r"train' holds images without class folders; expected <split>/<class>/<image>|test' holds images"),
     (packed_up, r"'photos\.zip' must be unpacked first"),
     (lambda root: packed_up(root) / "photos.zip", r"photos\.zip' is a file of no known form; unpack it first"),
@@ -157,7 +157,10 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (two_tables, r"holds 2 tables of images \(labels\.csv, other\.csv\); give one"),
     (two_classes, r"found 2 classes \(kind-00, kind-01\); splitting by class needs at least 3"),
     (table_text("image,label\n"), r"table '.*labels\.csv' has no rows"),
-    (table_text("image,label\na.png,x\n"), r"has no column path or filename; its columns are image, label"),
+    (
+        table_text("image,label\na.png,x\n"),
+        r"has no column path, filename or file_name; its columns are image, label",
+    ),
     (table_text("path,label,class\na.png,x,y\n"), r"has both label and class; .*data\.label_column=NAME"),
     (table_text("path,label\npictures/0-0.png,\n"), r"line 2: the column 'label' is empty"),
     (table_text("path,label\na.png,x,y\n"), r"line 2: 3 cells, expected 2"),
@@ -243,7 +246,7 @@ def test_broken_files_of_any_format_are_only_ever_unreadable() -> None:
 
 
 def test_what_pillow_raises_on_broken_files_is_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise TypeError("'str' object cannot be interpreted as an integer")
 
     monkeypatch.setattr(Image, "open", broken)

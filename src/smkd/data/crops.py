@@ -27,6 +27,8 @@ PILLOW_SHRINK = 1.1
 """Below this factor one intermediate value is enough, and those that float32 rounds the other way matter too."""
 VERTICAL_FIRST = int(PIL.__version__.split(".")[0]) >= 13
 """Whether Pillow resizes first along the height where that is reduced by far more."""
+THIN = 16
+"""How many times as long as wide an image is of which evaluation resizes a part only."""
 BLOCK = 16
 """Target pixels whose sources are multiplied at once: more multiply more zeros, fewer are more calls."""
 
@@ -38,6 +40,15 @@ class Box(NamedTuple):
     left: int
     height: int
     width: int
+
+
+class Span(NamedTuple):
+    """A rectangle whose edges may lie between pixels."""
+
+    top: float
+    left: float
+    bottom: float
+    right: float
 
 
 def random_box(height: int, width: int, scale: tuple[float, float], rng: np.random.Generator) -> Box:
@@ -135,6 +146,9 @@ def _blocks(length: int, size: int) -> tuple[list[int], Tensor]:
 def resize_center_crop(image: Tensor, resize: int, crop: int) -> Tensor:
     """Evaluation view: shorter side to `resize`, then the centre square of side `crop`.
 
+    Of an image that is `THIN` only the part that is in the square is resized: all of it might take gigabytes. The
+    result is the same but for the rounding of weights.
+
     Args:
         image: uint8 [3, height, width].
 
@@ -144,13 +158,17 @@ def resize_center_crop(image: Tensor, resize: int, crop: int) -> Tensor:
     height, width = image.shape[1:]
     short = min(height, width)
     h, w = int(resize * height / short), int(resize * width / short)
-    # by Pillow itself: measured accuracies should not depend on how another kernel rounds
-    pixels = _pillow_resize(image, (h, w))
     top, left = round((h - crop) / 2), round((w - crop) / 2)
-    return pixels[:, top : top + crop, left : left + crop]
+    # by Pillow itself: measured accuracies should not depend on how another kernel rounds
+    if max(h, w) > THIN * resize:
+        box = Span(top * height / h, left * width / w, (top + crop) * height / h, (left + crop) * width / w)
+        return _pillow_resize(image, (crop, crop), box)
+    return _pillow_resize(image, (h, w))[:, top : top + crop, left : left + crop]
 
 
-def _pillow_resize(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _pillow_resize(image: Tensor, size: tuple[int, int], span: Span | None = None) -> Tensor:
+    """uint8 [3, *size] of an image, or of a part of it."""
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC)
+    box = None if span is None else (span.left, span.top, span.right, span.bottom)
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

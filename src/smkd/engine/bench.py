@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
-from smkd.data.datasets import configured_spec, open_split
+from smkd.data.datasets import Images, configured_spec, open_split
 from smkd.data.device_loader import training_loader
 from smkd.data.loader import Views, batches, make_views
 from smkd.data.masks import draw_mask
@@ -89,7 +89,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
     if device.type == "cpu":
         keep_freed_memory()
     real = config.data.root is not None or config.data.dataset == "patterns"
-    classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
+    classes = len(_images(config).class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
     source = _loaded(config, learner, device) if real else itertools.repeat(synthetic_views(config, device))
@@ -162,7 +162,7 @@ def matmul_tflops(device: torch.device, autocast: torch.dtype | None) -> float:
 
 def _loaded(config: RunConfig, learner: Learner, device: torch.device) -> Iterator[Views]:
     """Views from the configured images, epoch after epoch."""
-    images = cached(open_split(config.data, "train"), config.data, "train")
+    images = cached(_images(config), config.data, "train")
     spec = configured_spec(config.data)
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
@@ -211,3 +211,7 @@ def _peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _images(config: RunConfig) -> Images:
+    return open_split(config.data, "train", labelled=config.needs_labels)
