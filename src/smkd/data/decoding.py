@@ -14,13 +14,15 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from smkd.data.formats import is_foreign, pillow_formats, suffix
+
+if TYPE_CHECKING:  # whoever only copies images is not to wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 MOST_BYTES = 512 * 2**20
 """A file with more bytes is not read."""
@@ -37,6 +39,8 @@ TURNS = {
 """What undoes each of EXIF's orientations."""
 BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
 """Tags of a TIFF file, and a value of the second."""
+END_OF_CODESTREAM = b"\xff\xd9"
+"""Ends a JPEG 2000 image; its other bytes never are these two."""
 KEY_SCALE = {"1": 255, "L;2": 85, "L;4": 17}
 """How Pillow enlarges the levels of PNG's small grey depths, but not its transparent level."""
 
@@ -112,6 +116,8 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
         with Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
             if image.width * image.height > most_pixels:
                 raise TooLargeError(f"too large: {image.width} x {image.height} pixels; {_at_most(most_pixels)}")
+            if image.format == "JPEG2000" and END_OF_CODESTREAM not in data:
+                raise ValueError("the file is cut short")  # which its reader does not always see
             yield image
     except UnidentifiedImageError as error:
         brand = data[8:12].decode("ascii", "replace").strip() if data[4:8] == b"ftyp" else ""
@@ -181,6 +187,8 @@ def _over_background(image: Image.Image) -> Image.Image:
 
 def _of_levels(image: Image.Image) -> Image.Image:
     """RGB of one channel of more than 8 bits."""
+    import numpy as np
+
     values = np.asarray(image)
     levels = _scaled(values, image)
     if levels.min() == levels.max() and values.min() != values.max():
@@ -198,6 +206,8 @@ def _of_levels(image: Image.Image) -> Image.Image:
 
 def _scaled(values: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
     """Levels from 0 to 255, by the rules above."""
+    import numpy as np
+
     low, high = values.min(), values.max()
     if image.mode.startswith("I;16") and _tag(image, BITS_PER_SAMPLE) == 12:
         values = np.minimum(values >> 4, 255)
