@@ -53,19 +53,22 @@ def read_file(path: str | Path) -> bytes:
     """An image file as it is stored.
 
     Raises:
-        OSError: it cannot be opened.
-        ValueError: it is no file but a folder, a pipe or a device; too long; or of a kind that Pillow cannot read here.
+        OSError: it cannot be opened, or is a folder.
+        ValueError: it is a pipe or a device, too long, or of a kind that Pillow cannot read here.
     """
     if is_foreign(os.fspath(path)):
         raise ValueError(f"Pillow cannot read {suffix(os.fspath(path))} files here")
-    # without O_NONBLOCK opening a pipe waits for its writer
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with open(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("a folder" if stat.S_ISDIR(status.st_mode) else "a pipe or device, not a file")
+            raise ValueError("a pipe or device, not a file")
         check_length(status.st_size)
         return file.read(status.st_size)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe before anybody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def check_length(count: int) -> None:
@@ -81,7 +84,7 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
         OSError, ValueError: not an image, cut short, too large, or of levels without a rule; says which.
     """
     with _opened(data, most_pixels) as image:
-        return as_rgb(image)
+        return _upright(image)
 
 
 def shape(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
@@ -93,17 +96,10 @@ def shape(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """An opened image as RGB and upright, see above.
-
-    Raises:
-        OSError, ValueError: as `decode`.
-    """
-    tiles = getattr(image, "tile", ())
-    raw = tiles[0][3] if tiles and image.format == "PNG" else None
-    image.load()
-    orientation = _orientation(image)
-    seen = _seen(image, raw)
-    return seen if orientation == 1 else seen.transpose(TURNS[orientation])
+    """What `decode` makes of a Pillow image; raises as it does."""
+    with _explained(MOST_PIXELS):
+        _check_size(image, MOST_PIXELS)
+        return _upright(image)
 
 
 @contextmanager
@@ -111,14 +107,19 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
     """The image with its header read; errors inside become those of `decode`."""
     if not data:
         raise ValueError("the file is empty")
+    check_length(len(data))
+    with _explained(most_pixels, data), Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
+        _check_size(image, most_pixels)
+        if image.format == "JPEG2000" and END_OF_CODESTREAM not in data:
+            raise ValueError("the file is cut short")  # which its reader does not always see
+        yield image
+
+
+@contextmanager
+def _explained(most_pixels: int, data: bytes = b"") -> Iterator[None]:
+    """Makes errors of two kinds of all that Pillow's readers raise on broken files: SyntaxError, TypeError and more."""
     try:
-        check_length(len(data))
-        with Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
-            if image.width * image.height > most_pixels:
-                raise TooLargeError(f"too large: {image.width} x {image.height} pixels; {_at_most(most_pixels)}")
-            if image.format == "JPEG2000" and END_OF_CODESTREAM not in data:
-                raise ValueError("the file is cut short")  # which its reader does not always see
-            yield image
+        yield
     except UnidentifiedImageError as error:
         brand = data[8:12].decode("ascii", "replace").strip() if data[4:8] == b"ftyp" else ""
         raise ValueError(f"not an image of a known format{f' ({brand})' if brand else ''}") from error
@@ -128,12 +129,27 @@ def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
         raise ValueError("decoding it takes more memory than there is") from error
     except (OSError, TooLargeError):
         raise
-    except Exception as error:  # on broken files Pillow's readers raise SyntaxError, TypeError and more
+    except Exception as error:
         raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def _check_size(image: Image.Image, most_pixels: int) -> None:
+    if image.width * image.height > most_pixels:
+        raise TooLargeError(f"too large: {image.width} x {image.height} pixels; {_at_most(most_pixels)}")
 
 
 def _at_most(pixels: int) -> str:
     return f"at most {pixels / 1e6:.0f} million pixels are taken"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An opened image as RGB, as the camera was held where the file says so."""
+    tiles = getattr(image, "tile", ())
+    raw = tiles[0][3] if tiles and image.format == "PNG" else None
+    image.load()
+    orientation = _orientation(image)
+    seen = _seen(image, raw)
+    return seen if orientation == 1 else seen.transpose(TURNS[orientation])
 
 
 def _orientation(image: Image.Image) -> int:

@@ -183,7 +183,7 @@ def warn(lines: Iterable[str]) -> None:
 def _pictures(folder: Path, links: list[str]) -> Iterator[str]:
     """Relative paths of pictures, in no order; adds to `links` the folders that are read under another name."""
     # a link to a folder that this one lies in would bring in its neighbours, and this one again
-    seen = {_identity(place) for place in folder.resolve().parents}
+    seen = {_identity(place) for place in (*folder.absolute().parents, *folder.resolve().parents)}
     for place, folders, files in os.walk(folder, followlinks=True, onerror=_unreadable):
         inside = os.path.relpath(place, folder)
         if _identity(place) in seen:

@@ -265,7 +265,7 @@ def _unlabelled(root: Path) -> Listing:
 def _files(root: Path, *patterns: str) -> list[Path]:
     """Files of some names in a folder, sorted, hidden ones left out."""
     found = sorted(path for pattern in patterns for path in root.glob(pattern))
-    return [path for path in found if path.is_file() and not is_hidden(path.name) and not is_hidden(path.parent.name)]
+    return [path for path in found if path.is_file() and not any(map(is_hidden, path.relative_to(root).parts))]
 
 
 def _look_at_file(path: Path, label_column: str | None) -> Listing:
