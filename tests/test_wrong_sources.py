@@ -172,6 +172,27 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
         table_text("path,label\npictures/0-0.png,x\npictures/0-0.png,y\n"),
         r"line 3: .*listed twice \(first in '.*line 2\)",
     ),
+    (
+        table_text("path,label\npictures/0-0.png,x\n./pictures/0-0.png,y\n"),
+        r"line 3: '\./pictures/0-0\.png' is listed twice \(first in '.*line 2\)",
+    ),
+    (
+        table_text("path,label\npictures/0-0.png,x\npictures/../pictures//0-0.png,x\n"),
+        r"line 3: .*listed twice",
+    ),
+    (table_text("path,label,Label\na.png,x,y\n"), r"has two columns called 'label'; rename or remove one"),
+    (table_text("path,path,label\na.png,a.png,y\n"), r"has two columns called 'path'"),
+    (table_text("path,file_name,label\na.png,a.png,y\n"), r"has both path and file_name"),
+    (table_text("path;label\npictures/0-0.png;x\n"), r"separates its columns with semicolons; save it with commas"),
+    (table_text("path\tlabel\npictures/0-0.png\tx\n"), r"separates its columns with tabs; save it with commas"),
+    (lambda root: table_text("path;label\na.png;x\n")(root).parent, r"separates its columns with semicolons"),
+    (table_text("path,label\npictures\\0-0.png,x\n"), r"names 1 of 1 images .*; write / between the folders, not \\"),
+    (table_text("path,label\nC:\\photos\\0-0.png,x\n"), r"paths of a Windows drive must be made relative to '"),
+    (table_text("path,label\nD:/photos/0-0.png,x\n"), r"paths of a Windows drive must be made relative to '"),
+    (
+        lambda root: table_text("path\tlabel\n")(root).rename(root / "labels.tsv"),
+        r"save it as a CSV, with commas; known",
+    ),
     (table_text('path,label\n"a.png,x\n'), r"not a CSV file in UTF-8"),
     (
         absent_images,
