@@ -72,12 +72,12 @@ class Found(NamedTuple):
 
 def nfc(name: str) -> str:
     """The name as it is compared: systems write the same letters, such as é, in one character or in two."""
-    return unicodedata.normalize("NFC", name)
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
-def by_name(path: str) -> tuple[list[str], str]:
-    """Key that sorts paths folder by folder; the same order however a system writes letters."""
-    return nfc(path).split(os.sep), path
+def in_order(paths: Iterable[str]) -> list[str]:
+    """Paths sorted folder by folder; the same order however a system writes letters."""
+    return sorted(sorted(paths), key=lambda path: nfc(path).split(os.sep))
 
 
 def is_hidden(name: str) -> bool:
@@ -128,9 +128,9 @@ def find_images(folder: Path) -> Found:
         DataError: a folder cannot be read.
     """
     links: list[str] = []
-    pictures = sorted(_pictures(folder, links), key=by_name)
-    images = [name for name in pictures if not is_foreign(name)]
-    return Found(images, [name for name in pictures if is_foreign(name)], sorted(links))
+    pictures, here = in_order(_pictures(folder, links)), _read_here()
+    foreign = [name for name in pictures if suffix(name) not in here]
+    return Found([name for name in pictures if suffix(name) in here] if foreign else pictures, foreign, sorted(links))
 
 
 def holds_pictures(folder: Path) -> bool:
@@ -142,7 +142,7 @@ def loose_pictures(folder: Path) -> list[str]:
     """Names of the pictures directly in a folder, sorted."""
     with _readable(folder), os.scandir(folder) as entries:
         names = [entry.name for entry in entries if not entry.is_dir()]
-    return sorted((name for name in names if is_picture(name) and not is_hidden(name)), key=by_name)
+    return in_order(name for name in names if is_picture(name) and not is_hidden(name))
 
 
 def class_folders(folder: Path) -> list[str]:
@@ -152,7 +152,7 @@ def class_folders(folder: Path) -> list[str]:
         DataError: two names differ only in how a system writes the same letters; the folder cannot be read.
     """
     with _readable(folder), os.scandir(folder) as entries:
-        names = sorted((entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name)), key=by_name)
+        names = in_order(entry.name for entry in entries if entry.is_dir() and not is_hidden(entry.name))
     times = Counter(map(nfc, names))
     for name, count in times.items():
         if count > 1:
@@ -191,14 +191,13 @@ def _pictures(folder: Path, links: list[str]) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(_identity(place))
+        start = "" if inside == os.curdir else os.path.join(inside, "")
         # linked folders last: what is read twice is read under its own name
         folders[:] = sorted(
             (name for name in folders if not is_hidden(name)),
             key=lambda name: (os.path.islink(os.path.join(place, name)), name),
         )
-        for name in files:
-            if is_picture(name) and not is_hidden(name):
-                yield os.path.normpath(os.path.join(inside, name))
+        yield from [start + name for name in files if suffix(name) in PICTURES and not is_hidden(name)]
 
 
 def _identity(place: str | Path) -> tuple[int, int]:
