@@ -122,7 +122,7 @@ def test_a_zip_of_class_folders(tmp_path: Path, inside: str) -> None:
             opened.writestr(name, b"else")
     place = tmp_path / "place"
     place.mkdir()
-    found = zip_classes(archive, place)
+    found = zip_classes(archive, place).files
     assert {name: [Path(path).name for path in paths] for name, paths in found.items()} == expected
     unpacked = [path for path in place.rglob("*") if path.is_file()]
     assert len(unpacked) == 5
@@ -168,7 +168,7 @@ def test_zips_that_are_wrong_or_hostile(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_folders(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "photos", (2, 1))
-    found = folder_classes(folder)
+    found = folder_classes(folder).files
     assert [len(paths) for paths in found.values()] == [2, 1]
     assert all(Path(path).is_file() for paths in found.values() for path in paths)
     (folder / "empty").mkdir()

@@ -211,3 +211,16 @@ def test_benchmarks_are_normalised_and_sized_as_published() -> None:
         assert (DATASETS[name].evaluation, DATASETS[name].validation) == (final, (256, 224))
     assert DATASETS["fc100"] == DATASETS["cifar-fs"]
     assert np.allclose(np.array(DATASETS["fc100"].mean) * 255, [129.37731888, 124.10583864, 112.47758569])
+
+
+def test_a_table_of_other_programs_names_the_same_images(tmp_path: Path) -> None:
+    path = make_table(tmp_path / "d")
+    content = open_dataset(path).open("train")
+    for column in ("filename", "file_name", " File_Name "):
+        path.write_text(path.read_text().replace("Path,", f"{column},", 1))
+        assert len(open_dataset(path).open("train")) == len(content)
+        path.write_text(path.read_text().replace(f"{column},", "Path,", 1))
+    (path.parent / "._labels.csv").write_bytes(b"\0\5\x16\7path,label\n")
+    (path.parent / "pictures" / "blank .png").write_bytes((path.parent / "pictures" / "0-0.png").read_bytes())
+    path.write_text(path.read_text() + f" pictures/blank .png , {CLASSES[0]} \n")
+    assert sum(len(open_dataset(path.parent).open(split)) for split in SPLITS) == 12 * PER_CLASS + 1

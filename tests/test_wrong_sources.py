@@ -30,7 +30,7 @@ from image_forms import (
 )
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import open_split
-from smkd.data.images import decode
+from smkd.data.decoding import decode
 from smkd.data.sources import open_dataset
 from smkd.errors import DataError
 
@@ -148,7 +148,7 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (nothing, r"data folder '.*nowhere' does not exist"),
     (lambda root: Path("owner/photos"), r"'owner/photos' does not exist; .* data=hf:owner/photos"),
     (empty, r"holds no images in a known form \(it is empty\); known are .*hf:<name>"),
-    (loose, r"3 images lie in it directly, without a class folder"),
+    (loose, r"its images lie in it directly, without a class folder, which is enough for phase 1 alone"),
     (flat_splits, r"train' holds images without class folders; expected <split>/<class>/<image>|test' holds images"),
     (packed_up, r"'photos\.zip' must be unpacked first"),
     (lambda root: packed_up(root) / "photos.zip", r"photos\.zip' is a file of no known form; unpack it first"),
@@ -157,7 +157,10 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (two_tables, r"holds 2 tables of images \(labels\.csv, other\.csv\); give one"),
     (two_classes, r"found 2 classes \(kind-00, kind-01\); splitting by class needs at least 3"),
     (table_text("image,label\n"), r"table '.*labels\.csv' has no rows"),
-    (table_text("image,label\na.png,x\n"), r"has no column path or filename; its columns are image, label"),
+    (
+        table_text("image,label\na.png,x\n"),
+        r"has no column path, filename or file_name; its columns are image, label",
+    ),
     (table_text("path,label,class\na.png,x,y\n"), r"has both label and class; .*data\.label_column=NAME"),
     (table_text("path,label\npictures/0-0.png,\n"), r"line 2: the column 'label' is empty"),
     (table_text("path,label\na.png,x,y\n"), r"line 2: 3 cells, expected 2"),
@@ -168,6 +171,27 @@ WRONG: list[tuple[Callable[[Path], Path], str]] = [
     (
         table_text("path,label\npictures/0-0.png,x\npictures/0-0.png,y\n"),
         r"line 3: .*listed twice \(first in '.*line 2\)",
+    ),
+    (
+        table_text("path,label\npictures/0-0.png,x\n./pictures/0-0.png,y\n"),
+        r"line 3: '\./pictures/0-0\.png' is listed twice \(first in '.*line 2\)",
+    ),
+    (
+        table_text("path,label\npictures/0-0.png,x\npictures/../pictures//0-0.png,x\n"),
+        r"line 3: .*listed twice",
+    ),
+    (table_text("path,label,Label\na.png,x,y\n"), r"has two columns called 'label'; rename or remove one"),
+    (table_text("path,path,label\na.png,a.png,y\n"), r"has two columns called 'path'"),
+    (table_text("path,file_name,label\na.png,a.png,y\n"), r"has both path and file_name"),
+    (table_text("path;label\npictures/0-0.png;x\n"), r"separates its columns with semicolons; save it with commas"),
+    (table_text("path\tlabel\npictures/0-0.png\tx\n"), r"separates its columns with tabs; save it with commas"),
+    (lambda root: table_text("path;label\na.png;x\n")(root).parent, r"separates its columns with semicolons"),
+    (table_text("path,label\npictures\\0-0.png,x\n"), r"names 1 of 1 images .*; write / between the folders, not \\"),
+    (table_text("path,label\nC:\\photos\\0-0.png,x\n"), r"paths of a Windows drive must be made relative to '"),
+    (table_text("path,label\nD:/photos/0-0.png,x\n"), r"paths of a Windows drive must be made relative to '"),
+    (
+        lambda root: table_text("path\tlabel\n")(root).rename(root / "labels.tsv"),
+        r"save it as a CSV, with commas; known",
     ),
     (table_text('path,label\n"a.png,x\n'), r"not a CSV file in UTF-8"),
     (
@@ -243,7 +267,7 @@ def test_broken_files_of_any_format_are_only_ever_unreadable() -> None:
 
 
 def test_what_pillow_raises_on_broken_files_is_one_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise TypeError("'str' object cannot be interpreted as an integer")
 
     monkeypatch.setattr(Image, "open", broken)

@@ -15,3 +15,7 @@ class DataError(SmkdError):
 
 class CheckpointError(SmkdError):
     """A checkpoint cannot be read, written, or does not fit the model."""
+
+
+class SmkdWarning(UserWarning):
+    """Something was left out, or is done otherwise than asked; the command line prints it as one line."""

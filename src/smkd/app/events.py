@@ -68,9 +68,9 @@ def set_photos(encoder: Encoder, number: int, shots: Shots, support: Support) ->
 def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn: int) -> tuple[Any, Any, str]:
     """The classes of a zip beside those that are there; classes without photographs make room."""
     try:
-        refused: list[str] = []
+        classes, refused = zip_classes(Path(archive), place)
         support = support.without_empty()
-        for name, paths in zip_classes(Path(archive), place).items():
+        for name, paths in classes.items():
             photos, unread = taken(encoder, paths)
             support, refused = support.with_class(name, photos), refused + unread
     except SmkdError as error:

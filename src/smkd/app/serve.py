@@ -76,7 +76,7 @@ def serve(
 def _begun(encoder: Encoder, folder: Path, place: Path) -> Support:
     """Classes of a folder; its images are copied, so that the page may hand them out and nothing else."""
     support = Support()
-    for name, paths in folder_classes(folder).items():
+    for name, paths in folder_classes(folder).files.items():
         inside = Path(tempfile.mkdtemp(dir=place))
         copies = [
             str(shutil.copy(path, inside / f"{number:03}-{Path(path).name}")) for number, path in enumerate(paths)

@@ -6,15 +6,16 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from smkd.classify.encoder import Encoder
 from smkd.classify.pictures import support_images
-from smkd.data.images import class_folders, is_image
+from smkd.data.decoding import TooLargeError, read_file, shape
+from smkd.data.formats import class_folders, is_hidden_path, is_picture
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, reading, zip_members
 
@@ -128,20 +129,31 @@ def taken(encoder: Encoder, paths: Sequence[str], known: Iterable[Photo] = ()) -
     return photos, [*too_large.values(), *refused]
 
 
-def folder_classes(folder: Path) -> dict[str, list[str]]:
+class Classes(NamedTuple):
+    """What a folder of class folders holds.
+
+    Attributes:
+        files: image files of each class.
+        left_out: a line about each kind of picture that is left out.
+    """
+
+    files: dict[str, list[str]]
+    left_out: list[str]
+
+
+def folder_classes(folder: Path) -> Classes:
     """Image files of each class of a folder of class folders.
 
     Raises:
         DataError: see `support_images`.
     """
     images = support_images(folder)
-    return {
-        name: [images.name(int(row)) for row in np.flatnonzero(images.labels == label)]
-        for label, name in enumerate(images.class_names)
-    }
+    rows = {name: np.flatnonzero(images.labels == label) for label, name in enumerate(images.class_names)}
+    files = {name: [images.name(int(row)) for row in of_class] for name, of_class in rows.items()}
+    return Classes(files, images.left_out)
 
 
-def zip_classes(archive: Path, place: Path) -> dict[str, list[str]]:
+def zip_classes(archive: Path, place: Path) -> Classes:
     """Image files of each class of a zip of class folders, which may lie in a folder of their own.
 
     Args:
@@ -154,40 +166,35 @@ def zip_classes(archive: Path, place: Path) -> dict[str, list[str]]:
     label = archive.name
     folder = Path(tempfile.mkdtemp(dir=place))
     with reading(label), zipfile.ZipFile(archive) as opened:
-        members = [info for info in zip_members(opened, label, ZIP_BOUNDS) if _wanted(info.filename)]
+        # some Windows programs write names with backslashes
+        names = {info: info.filename.replace("\\", "/") for info in zip_members(opened, label, ZIP_BOUNDS)}
+        members = {info: name for info, name in names.items() if is_picture(name) and not is_hidden_path(name)}
         if not members:
             raise DataError(f"'{label}' holds no images; expected a folder of images per class")
         if len(members) > MOST_PHOTOS:
             raise DataError(f"'{label}' holds {len(members)} images; at most {MOST_PHOTOS} are taken")
-        for info in members:
-            file = folder / info.filename
+        for info, name in members.items():
+            file = folder / name
+            if file.exists():
+                raise DataError(f"'{label}' holds '{name}' twice")
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(opened.read(info))
     inside = folder
-    while len(names := class_folders(inside)) == 1 and class_folders(inside / names[0]):
-        inside /= names[0]
+    while len(found := class_folders(inside)) == 1 and class_folders(inside / found[0]):
+        inside /= found[0]
     try:
-        return folder_classes(inside)
+        classes = folder_classes(inside)
     except DataError as error:
         raise DataError(str(error).replace(str(folder), label)) from error
-
-
-def _wanted(name: str) -> bool:
-    parts = PurePosixPath(name).parts
-    return is_image(name) and not any(part.startswith((".", "__MACOSX")) for part in parts)
+    return Classes(classes.files, [line.replace(str(folder), label) for line in classes.left_out])
 
 
 def _too_large(path: str) -> str | None:
     """A line about an image with too many pixels, told from its header alone."""
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Image.DecompressionBombError:
-        return f"'{Path(path).name}' is too large; at most {MOST_PIXELS / 1e6:.0f} million pixels are taken"
-    except Exception:  # whatever Pillow raises on a broken file: reading it will say what is wrong with it
+        shape(read_file(path), MOST_PIXELS)
+    except TooLargeError as error:
+        return f"cannot read image '{Path(path).name}': {error}"
+    except (OSError, ValueError):  # reading it will say what is wrong with it
         return None
-    if width * height <= MOST_PIXELS:
-        return None
-    return (
-        f"'{Path(path).name}' has {width} x {height} pixels; at most {MOST_PIXELS / 1e6:.0f} million pixels are taken"
-    )
+    return None

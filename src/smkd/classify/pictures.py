@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smkd.data.images import SPLITS, FolderImages, class_folders, decode, image_files, upright
+from smkd.data.decoding import as_rgb, decode, read_file
+from smkd.data.formats import class_folders, find_images, foreign_line, warn
+from smkd.data.images import SPLITS, FolderImages
 from smkd.errors import DataError
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -67,7 +69,7 @@ class Pictures:
                 raise InputError(f"{self.name(index)} is an array {found}; expected uint8 [height, width, 3]")
             return torch.from_numpy(np.array(item)).permute(2, 0, 1)
         try:
-            picture = upright(item.convert("RGB")) if isinstance(item, Image.Image) else decode(Path(item).read_bytes())
+            picture = as_rgb(item) if isinstance(item, Image.Image) else decode(read_file(Path(item)))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"cannot read image {self.name(index)}: {reason}") from error
@@ -85,6 +87,8 @@ class Pictures:
 def listed_images(places: Iterable[Path]) -> list[Path]:
     """Image files: those that are named, and those anywhere below the folders that are named, sorted.
 
+    Pictures in folders that Pillow cannot read here are counted in a `SmkdWarning`.
+
     Raises:
         DataError: a place does not exist, or a folder holds no image.
     """
@@ -92,11 +96,17 @@ def listed_images(places: Iterable[Path]) -> list[Path]:
     for place in places:
         if not place.exists():
             raise DataError(f"'{place}' does not exist; expected an image or a folder of images")
-        inside = [place / name for name in image_files(place)] if place.is_dir() else [place]
-        if not inside:
-            raise DataError(f"folder '{place}' holds no images")
-        found += inside
+        found += _inside(place) if place.is_dir() else [place]
     return found
+
+
+def _inside(folder: Path) -> list[Path]:
+    found = find_images(folder)
+    if not found.images:
+        inside = f"only {foreign_line(found.foreign)}" if found.foreign else "no images"
+        raise DataError(f"folder '{folder}' holds {inside}")
+    warn(found.left_out(folder))
+    return [folder / name for name in found.images]
 
 
 def support_images(folder: Path) -> FolderImages:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+import warnings
+from typing import Annotated, TextIO
 
 import typer
 
 from smkd.cli import adapt, bench, browser, classify, data, export, fewshot, interop, training, verify
-from smkd.errors import SmkdError
+from smkd.errors import SmkdError, SmkdWarning
 
 app = typer.Typer(
     name="smkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -59,6 +60,7 @@ def main() -> None:
     debug = "--debug" in sys.argv
     # accepted anywhere on the line
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    warnings.showwarning = _show_warning
     try:
         app()
     except SmkdError as error:
@@ -73,3 +75,14 @@ def main() -> None:
         return
     typer.echo(f"smkd: {message}", err=True)
     raise SystemExit(2)
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """A line on standard error about what is left out; Python's own form for the warnings of others."""
+    if issubclass(category, SmkdWarning):
+        typer.echo(f"smkd: {message}", err=True)
+    else:
+        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), file or sys.stderr, nl=False)

@@ -163,6 +163,11 @@ class RunConfig(Section):
         return self.init is None or self.init == RANDOM
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether training asks for the classes of its images."""
+        return self.objective.labels or self.objective.supervised.weight > 0 or self.data.sampler is not None
+
+    @property
     def passes(self) -> int:
         """Forward passes that together make one optimiser step, over all devices."""
         return self.devices * self.num_nodes * self.accumulate

@@ -39,7 +39,7 @@ from smkd.data.shards import ShardStore
 from smkd.errors import DataError
 
 FOLDER = ".smkd-cache"
-MAGIC = b"smkd-im1"
+MAGIC = b"smkd-im2"
 HEADER = struct.Struct("<8s32sQI4x")
 """Magic, key, number of images, CRC-32 of the key, the number and the index."""
 PAGE = 4096

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import io
 import mmap
 import os
 import shutil
@@ -21,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smkd.data.images import StoredImages, shown_shape
+from smkd.data.decoding import shape
+from smkd.data.images import StoredImages
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 
@@ -195,9 +195,8 @@ class _Measure:
 
     def _shape(self, index: int) -> tuple[int, int]:
         try:
-            with Image.open(io.BytesIO(self.images.store.read(int(self.images.items[index])))) as picture:
-                return shrunk_shape(*shown_shape(picture), self.size)
-        except Exception:  # on broken files Pillow raises anything; the one who loads the image is told
+            return shrunk_shape(*shape(self.images.encoded(index)), self.size)
+        except (DataError, OSError, ValueError):  # the one who loads the image is told
             return 0, 0
 
 

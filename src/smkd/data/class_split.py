@@ -7,12 +7,15 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from smkd.data.formats import nfc
 from smkd.data.images import SPLITS
 from smkd.errors import DataError
 
 VAL_PERCENT, TEST_PERCENT = 16, 20
 """Shares of the classes, as in miniImageNet (64/16/20); train gets the rest."""
 SHOWN = 5
+SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+"""What some programs put between the cells of a CSV instead of commas."""
 
 
 def split_by_seed(classes: Iterable[str], seed: int) -> dict[str, str]:
@@ -30,9 +33,13 @@ def split_by_seed(classes: Iterable[str], seed: int) -> dict[str, str]:
             f"found {len(names)} classes ({listed(names)}); splitting by class needs at least 3, "
             "and 5-way episodes on val and test about 30"
         )
-    order = sorted(names, key=lambda name: hashlib.sha256(f"{seed}:{name}".encode(errors="surrogateescape")).digest())
+    order = sorted(names, key=lambda name: hashlib.sha256(_encoded(seed, name)).digest())
     val, test = (max(1, (len(names) * share + 50) // 100) for share in (VAL_PERCENT, TEST_PERCENT))
     return {name: "val" if n < val else "test" if n < val + test else "train" for n, name in enumerate(order)}
+
+
+def _encoded(seed: int, name: str) -> bytes:
+    return f"{seed}:{nfc(name)}".encode(errors="surrogateescape")
 
 
 def split_by_file(classes: Iterable[str], path: Path) -> dict[str, str]:
@@ -43,27 +50,29 @@ def split_by_file(classes: Iterable[str], path: Path) -> dict[str, str]:
     """
     given: dict[str, str] = {}
     for line, row in read_csv(path, ("class", "split")):
-        name, split = row["class"], check_split(row["split"], path, line)
+        name, split = nfc(row["class"].strip()), check_split(row["split"].strip(), path, line)
         if given.get(name, split) != split:
             raise DataError(f"'{path}', line {line}: class '{name}' is in {given[name]} and in {split}")
         given[name] = split
     names = sorted(set(classes))
-    missing = [name for name in names if name not in given]
+    missing = [name for name in names if nfc(name) not in given]
     if missing:
         raise DataError(f"'{path}' has no split for {len(missing)} of {len(names)} classes: {listed(missing)}")
-    return {name: given[name] for name in names}
+    return {name: given[nfc(name)] for name in names}
 
 
 def read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterable[tuple[int, dict[str, str]]]:
-    """Rows of a CSV with their line numbers; column names in lower case, values without surrounding blanks.
+    """Rows of a CSV with their line numbers; column names in lower case, values as they are.
 
     Raises:
-        DataError: unreadable, not UTF-8, a needed column is missing, or a row has another number of cells.
+        DataError: unreadable, not UTF-8, not separated by commas, a needed column is missing, two have one name, or a
+            row has another number of cells.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
             header = [name.strip().lower() for name in next(reader, [])]
+            check_columns(header, path)
             absent = [name for name in needed if name not in header]
             if absent:
                 raise DataError(f"'{path}' has no column '{absent[0]}'; its columns are {', '.join(header) or 'none'}")
@@ -72,11 +81,21 @@ def read_csv(path: Path, needed: tuple[str, ...] = ()) -> Iterable[tuple[int, di
                     continue
                 if len(cells) != len(header):
                     raise DataError(f"'{path}', line {reader.line_num}: {len(cells)} cells, expected {len(header)}")
-                yield reader.line_num, dict(zip(header, map(str.strip, cells), strict=True))
+                yield reader.line_num, dict(zip(header, cells, strict=True))
     except OSError as error:
         raise DataError(f"cannot read '{path}': {error.strerror}") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"'{path}' is not a CSV file in UTF-8: {error}") from error
+
+
+def check_columns(header: list[str], path: Path) -> None:
+    """Raise `DataError` if two columns have one name, or something else than commas separates them."""
+    twice = next((name for name in header if name and header.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"'{path}' has two columns called '{twice}'; rename or remove one")
+    for mark, shown in SEPARATORS.items():
+        if len(header) == 1 and mark in header[0]:
+            raise DataError(f"'{path}' separates its columns with {shown}; save it with commas")
 
 
 def check_split(split: str, path: Path, line: int) -> str:

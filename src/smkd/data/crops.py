@@ -14,6 +14,8 @@ from torch import Tensor
 ASPECT = (3 / 4, 4 / 3)
 LOG_ASPECT = math.log(ASPECT[0]), math.log(ASPECT[1])
 ATTEMPTS = 10
+THIN = 16
+"""How many times as long as wide an image is of which evaluation resizes a part only."""
 
 
 class Box(NamedTuple):
@@ -64,6 +66,9 @@ def crop_resize(image: Tensor, box: Box, size: int) -> Tensor:
 def resize_center_crop(image: Tensor, resize: int, crop: int) -> Tensor:
     """Evaluation view: shorter side to `resize`, then the centre square of side `crop`.
 
+    Of an image that is `THIN` only the part that is in the square is resized: all of it might take gigabytes. The
+    result is the same but for the rounding of weights.
+
     Args:
         image: uint8 [3, height, width].
 
@@ -73,8 +78,18 @@ def resize_center_crop(image: Tensor, resize: int, crop: int) -> Tensor:
     height, width = image.shape[1:]
     short = min(height, width)
     h, w = int(resize * height / short), int(resize * width / short)
-    # by Pillow itself: measured accuracies should not depend on how another kernel rounds
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-    resized = picture.resize((w, h), Image.Resampling.BICUBIC)
     top, left = round((h - crop) / 2), round((w - crop) / 2)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)[:, top : top + crop, left : left + crop]
+    # by Pillow itself: measured accuracies should not depend on how another kernel rounds
+    if max(h, w) > THIN * resize:
+        box = (left * width / w, top * height / h, (left + crop) * width / w, (top + crop) * height / h)
+        return _pillow_resize(image, (crop, crop), box)
+    return _pillow_resize(image, (h, w))[:, top : top + crop, left : left + crop]
+
+
+def _pillow_resize(
+    image: Tensor, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Tensor:
+    """uint8 [3, *size] of an image, or of a part of it: left, top, right and bottom edge in pixels."""
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1)

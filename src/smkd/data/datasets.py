@@ -11,15 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smkd.config.schema import DataConfig
+from smkd.config.schema import DataConfig, RunConfig
 from smkd.data import patterns
-from smkd.data.images import FolderImages, Images
+from smkd.data.images import FolderImages, Images, UnlabelledImages
 from smkd.data.sources import Source, open_dataset
 from smkd.errors import DataError
 
 __all__ = [
-    "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "configured_spec",
-    "dataset_spec", "describe", "open_source", "open_split",
+    "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "UnlabelledImages",
+    "configured_spec", "dataset_spec", "describe", "open_source", "open_split", "open_validation",
 ]  # fmt: skip
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -111,12 +111,13 @@ def configured_spec(config: DataConfig) -> DatasetSpec:
     return spec if config.mean is None or config.std is None else replace(spec, mean=config.mean, std=config.std)
 
 
-def open_split(config: DataConfig, split: str) -> Images:
+def open_split(config: DataConfig, split: str, *, labelled: bool = True) -> Images:
     """One split of the configured data set.
 
     Args:
         config: which data set, and where.
         split: 'train', 'val' or 'test'.
+        labelled: refuse images without classes.
 
     Raises:
         DataError: unknown data set, a root of no known form, or a split that is missing or empty.
@@ -125,7 +126,21 @@ def open_split(config: DataConfig, split: str) -> Images:
     limit = config.limit_per_class if split == "train" else None
     if config.embedded:
         return PatternImages(split, limit)
-    return open_source(config).open(split, limit)
+    return open_source(config, labelled=labelled).open(split, limit)
+
+
+def open_validation(config: RunConfig) -> Images:
+    """Images that training is validated on: the val split of its data or of `validation.data`, or all of the latter.
+
+    Raises:
+        DataError: as `open_split`.
+    """
+    root = config.validation.data
+    if root is None:
+        return open_split(config.data, config.validation.split)
+    # what splits the training data says nothing of these
+    source = open_source(DataConfig(root=root, split_by="images", label_column=config.data.label_column))
+    return source.open(config.validation.split) if source.own_splits else source.whole()
 
 
 def describe(config: DataConfig) -> str:
@@ -135,14 +150,29 @@ def describe(config: DataConfig) -> str:
         DataError: unknown data set, or a root of no known form.
     """
     dataset_spec(config.dataset)
-    return "patterns: embedded, drawn by formula" if config.embedded else open_source(config).description
+    if config.embedded:
+        return "patterns: embedded, drawn by formula"
+    return open_source(config, labelled=False).description
 
 
-def open_source(config: DataConfig) -> Source:
-    """What the configured root holds; raises `DataError` if there is none, or it has no known form."""
+def open_source(config: DataConfig, *, labelled: bool = True) -> Source:
+    """What the configured root holds.
+
+    Args:
+        labelled: refuse images without classes.
+
+    Raises:
+        DataError: there is none, it has no known form, or no classes.
+    """
     if config.root is None:
         raise DataError(f"data set '{config.dataset}' needs its folder: data=<folder with train/, val/, test/>")
-    return open_dataset(
+    source = open_dataset(
         config.root, split_by=config.split_by, split_seed=config.split_seed, split_file=config.split_file,
         label_column=config.label_column,
     )  # fmt: skip
+    if labelled and not source.labelled:
+        raise DataError(
+            f"'{source.root}': its images lie in it directly, without a class folder, which is enough for phase 1 "
+            "alone; give each class a folder: <root>/<class>/<image>"
+        )
+    return source

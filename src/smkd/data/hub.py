@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smkd.data.decoding import read_file
+from smkd.data.formats import nfc
 from smkd.data.tables import LABEL_COLUMNS, NEEDS_HF, Listing
 from smkd.errors import DataError
 
@@ -45,7 +46,7 @@ class HubStore:
             return bytes(cell["bytes"])
         if cell.get("path") is None:
             raise ValueError("the cell is empty")
-        return Path(cell["path"]).read_bytes()
+        return read_file(cell["path"])
 
     def name(self, item: int) -> str:
         """Table, row, and the file name if the table keeps it."""
@@ -148,7 +149,7 @@ def _classes(root: str, part: str, table: Any, column: str) -> list[str]:
         return []
     if unlabelled:
         raise DataError(f"'{root}', part '{part}': {unlabelled} of {len(values)} rows have no label in '{column}'")
-    return [str(value).strip() for value in values]
+    return [nfc(str(value).strip()) for value in values]
 
 
 def _own_splits(parts: list[str], classes: Mapping[str, list[str]]) -> list[str] | None:

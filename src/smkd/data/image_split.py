@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smkd.data.class_split import TEST_PERCENT, VAL_PERCENT
+from smkd.data.formats import nfc
 from smkd.data.images import StoredImages
 from smkd.errors import DataError
 
@@ -54,8 +55,8 @@ def part_of_each_class(whole: StoredImages, split: str, seed: int, limit: int | 
             )
         rows.append(members[split_of_images(name, len(members), seed)[split][:limit]])
     chosen = np.concatenate(rows)
-    return StoredImages(whole.store, whole.items[chosen], whole.labels[chosen], whole.class_names)
+    return StoredImages(whole.store, whole.items[chosen], whole.labels[chosen], whole.class_names, whole.left_out)
 
 
 def _encoded(seed: int, name: str, place: int) -> bytes:
-    return f"{seed}:{name}:{place}".encode(errors="surrogateescape")
+    return f"{seed}:{nfc(name)}:{place}".encode(errors="surrogateescape")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,12 +11,23 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from smkd.data.decoding import decode, read_file
+from smkd.data.formats import (
+    Found,
+    class_folders,
+    counted,
+    find_images,
+    foreign_line,
+    is_foreign,
+    loose_pictures,
+    nfc,
+    warn,
+)
 from smkd.errors import DataError
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
 SPLITS = ("train", "val", "test")
 
 
@@ -43,7 +53,7 @@ class Store(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, item: int) -> bytes:
-        """The file of an image as it is stored; raises `OSError`."""
+        """The file of an image as it is stored; raises `OSError` or `ValueError`."""
 
     def name(self, item: int) -> str:
         """Path of the image, or its place in an archive."""
@@ -66,8 +76,7 @@ class FileStore:
 
     def read(self, item: int) -> bytes:
         """See `Store.read`."""
-        with open(self.name(item), "rb") as file:
-            return file.read()
+        return read_file(self.name(item))
 
     def name(self, item: int) -> str:
         """Path of the image file."""
@@ -82,12 +91,15 @@ class StoredImages:
         items: int64 [images], which of the store's items are this split's.
         labels: int64 [images], the class of each.
         class_names: the name of each class.
+        left_out: a line about each kind of file that lies among the images and is not one of them.
     """
 
     def __init__(
-        self, store: Store, items: NDArray[np.int64], labels: NDArray[np.int64], class_names: list[str]
-    ) -> None:
+        self, store: Store, items: NDArray[np.int64], labels: NDArray[np.int64], class_names: list[str],
+        left_out: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.store, self.items, self.labels, self.class_names = store, items, labels, class_names
+        self.left_out = list(left_out)
 
     def __len__(self) -> int:
         return len(self.items)
@@ -126,10 +138,12 @@ class StoredImages:
 class FolderImages(StoredImages):
     """Images of one folder with one sub-folder per class, in sorted order.
 
+    Pictures that are left out are counted in a `SmkdWarning`.
+
     Args:
         folder: what holds the class folders.
         limit_per_class: at most this many images of each class.
-        classes: names of the class folders to take; none takes all.
+        classes: names of the class folders to take, in NFC; none takes all.
 
     Raises:
         DataError: the folder, its class folders or their images are missing.
@@ -141,20 +155,75 @@ class FolderImages(StoredImages):
                 f"folder '{folder}' does not exist; expected <root>/<train|val|test>/<class>/<image>, "
                 "set with data=<root>"
             )
-        names = sorted(classes) if classes is not None else class_folders(folder)
-        files = {name: image_files(folder / name)[:limit_per_class] for name in names}
-        if not any(files.values()):
-            raise DataError(f"folder '{folder}' holds no images; expected <class>/<image> inside it")
-        empty = [name for name, found in files.items() if not found]
-        if empty:
-            raise DataError(f"class folder '{folder / empty[0]}' holds no images")
-        store = FileStore(folder, [os.path.join(name, path) for name, found in files.items() for path in found])
-        counts = [len(found) for found in files.values()]
-        labels = np.repeat(np.arange(len(files), dtype=np.int64), counts)
-        super().__init__(store, np.arange(len(store), dtype=np.int64), labels, names)
+        folders = {nfc(name): name for name in class_folders(folder)}
+        names = sorted(folders if classes is None else classes)
+        found = {name: find_images(folder / folders.get(name, name)) for name in names}
+        loose = loose_pictures(folder)
+        _check_classes(folder, found, loose)
+        files = [
+            os.path.join(folders.get(name, name), path)
+            for name in names
+            for path in found[name].images[:limit_per_class]
+        ]
+        counts = [len(found[name].images[:limit_per_class]) for name in names]
+        labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
+        foreign, links = (
+            [os.path.join(name, file) for name in names for file in getattr(found[name], kind)]
+            for kind in ("foreign", "links")
+        )
+        left_out = Found([], foreign, links).left_out(folder)
+        if loose:
+            left_out.append(f"'{folder}': left out, as they lie beside the class folders: {counted(loose)}")
+        warn(left_out)
+        super().__init__(FileStore(folder, files), np.arange(len(files), dtype=np.int64), labels, names, left_out)
 
 
-def chosen_images(store: Store, classes: Sequence[str], items: NDArray[np.int64], limit: int | None) -> StoredImages:
+def _check_classes(folder: Path, found: dict[str, Found], loose: list[str]) -> None:
+    """Raise `DataError` if a class, or the folder, has no image that can be read."""
+    foreign = {name: of_class.foreign for name, of_class in found.items() if not of_class.images}
+    for name, files in foreign.items():
+        if files:
+            raise DataError(f"class folder '{folder / name}' holds only {foreign_line(files)}")
+    if len(foreign) == len(found):
+        inside = f" but {counted(loose)} directly in it" if loose else ""
+        raise DataError(
+            f"folder '{folder}' holds no images in class folders{inside}; expected <class>/<image> inside it"
+        )
+    if foreign:
+        raise DataError(f"class folder '{folder / next(iter(foreign))}' holds no images")
+
+
+class UnlabelledImages(StoredImages):
+    """Images whose classes nobody has said: all have the label 0."""
+
+
+def readable_images(paths: Sequence[str], classes: Sequence[str], place: str) -> tuple[NDArray[np.int64], list[str]]:
+    """Which of some listed images Pillow can read here, and a line about the others, which is also a warning.
+
+    Args:
+        paths: of the images.
+        classes: of each.
+        place: what lists them, for messages.
+
+    Raises:
+        DataError: a class has no image that can be read.
+    """
+    foreign = [item for item, path in enumerate(paths) if is_foreign(path)]
+    if not foreign:
+        return np.arange(len(paths), dtype=np.int64), []
+    kept = np.setdiff1d(np.arange(len(paths), dtype=np.int64), foreign)
+    lost = sorted(set(classes) - {classes[item] for item in kept})
+    if lost:
+        files = [paths[item] for item in foreign if classes[item] == lost[0]]
+        raise DataError(f"{place}: class '{lost[0]}' holds only {foreign_line(files)}")
+    lines = [f"{place}: left out: {foreign_line([paths[item] for item in foreign])}"]
+    warn(lines)
+    return kept, lines
+
+
+def chosen_images(
+    store: Store, classes: Sequence[str], items: NDArray[np.int64], limit: int | None, left_out: Sequence[str] = ()
+) -> StoredImages:
     """Images of some items of a store, class after class in the order of the class names.
 
     Args:
@@ -162,75 +231,15 @@ def chosen_images(store: Store, classes: Sequence[str], items: NDArray[np.int64]
         classes: class of each item of the store.
         items: int64, the items that belong to the split.
         limit: at most this many images of each class, the first ones.
+        left_out: see `StoredImages`.
     """
     names = sorted({classes[item] for item in items})
     number = {name: label for label, name in enumerate(names)}
     labels = np.array([number[classes[item]] for item in items], dtype=np.int64)
     groups = [items[labels == label][:limit] for label in range(len(names))]
     counts = [len(group) for group in groups]
-    return StoredImages(store, np.concatenate(groups), np.repeat(np.arange(len(names), dtype=np.int64), counts), names)
-
-
-def decode(data: bytes) -> Image.Image:
-    """Decode an image file to its last row, as RGB and upright.
-
-    Raises:
-        OSError, ValueError: not an image, or cut short; says which.
-    """
-    if not data:
-        raise ValueError("the file is empty")
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return upright(image if image.mode == "RGB" else image.convert("RGB"))
-    except UnidentifiedImageError as error:
-        raise ValueError("not an image of a known format") from error
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # on broken files Pillow's readers raise SyntaxError, TypeError and more
-        raise ValueError(str(error)) from error
-
-
-def upright(image: Image.Image) -> Image.Image:
-    """As the camera was held, where the file says so."""
-    if _orientation(image) == 1:
-        return image
-    return ImageOps.exif_transpose(image)
-
-
-def shown_shape(image: Image.Image) -> tuple[int, int]:
-    """Height and width of `upright(image)`, from the header alone."""
-    lies = _orientation(image) >= 5  # turned by a quarter
-    return (image.width, image.height) if lies else (image.height, image.width)
-
-
-def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts; 1 where nothing is said, or nothing that can be read."""
-    try:
-        said = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # broken metadata of a good picture
-        return 1
-    return said if said in range(1, 9) else 1
-
-
-def class_folders(folder: Path) -> list[str]:
-    """Names of the folders in a folder, sorted, hidden ones left out."""
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def image_files(folder: Path) -> list[str]:
-    """Image files anywhere below a folder, relative to it, sorted; told by their suffix."""
-    found = []
-    for place, _, files in os.walk(folder):
-        inside = os.path.relpath(place, folder)
-        found += [os.path.normpath(os.path.join(inside, name)) for name in files if is_image(name)]
-    return sorted(found, key=lambda path: path.split(os.sep))
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+    labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
+    return StoredImages(store, np.concatenate(groups), labels, names, left_out)
 
 
 def packed(texts: Iterable[str]) -> NDArray[np.bytes_]:

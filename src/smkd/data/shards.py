@@ -18,7 +18,9 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from smkd.data.images import SPLITS, is_image, packed, unpacked
+from smkd.data.decoding import check_length
+from smkd.data.formats import is_hidden_path, is_picture, nfc
+from smkd.data.images import SPLITS, packed, readable_images, unpacked
 from smkd.data.tables import LABEL_COLUMNS, Listing
 from smkd.errors import DataError
 
@@ -62,6 +64,7 @@ class ShardStore:
 
     def read(self, item: int) -> bytes:
         """See `Store.read`."""
+        check_length(int(self.size[item]))
         file = self._file(int(self.shard[item]))
         file.seek(int(self.offset[item]))
         return file.read(int(self.size[item]))
@@ -99,18 +102,23 @@ def open_shards(paths: list[Path]) -> Listing:
     if not classes:
         raise DataError(f"{_count(paths)} ('{paths[0]}', ...) holds no images; expected <key>.jpg with <key>.cls")
     counts = [len(shard.names) for shard in shards]
+    names = [name for shard in shards for name in shard.names]
+    kept, left_out = readable_images(names, classes, f"'{paths[0]}'" if len(paths) == 1 else f"'{paths[0].parent}'")
     store = ShardStore(
         [str(path) for path in paths],
-        np.repeat(np.arange(len(paths), dtype=np.int32), counts),
-        np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64),
-        np.array([size for shard in shards for size in shard.sizes], dtype=np.int64),
-        [name for shard in shards for name in shard.names],
+        np.repeat(np.arange(len(paths), dtype=np.int32), counts)[kept],
+        np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64)[kept],
+        np.array([size for shard in shards for size in shard.sizes], dtype=np.int64)[kept],
+        [names[item] for item in kept],
     )
     named = [_split(path) for path in paths]
     splits = [split for split, count in zip(named, counts, strict=True) for _ in range(count) if split]
     if splits and len(splits) < len(classes):
         raise DataError(f"'{paths[named.index('')]}' is named after no split, but other shards are; name all or none")
-    return Listing(store, classes, splits or None, f"{_count(paths)} with classes from {_origin(kinds)}")
+    return Listing(
+        store, [classes[item] for item in kept], [splits[item] for item in kept] if splits else None,
+        f"{_count(paths)} with classes from {_origin(kinds)}", left_out,
+    )  # fmt: skip
 
 
 def _count(paths: list[Path]) -> str:
@@ -135,7 +143,8 @@ def _classes(path: Path, shard: Shard, kind: str | None) -> list[str]:
         if kind is not None and _key(name) in keys:
             raise DataError(f"'{path}': two images have the key '{_key(name)}' ('{name}' is the second)")
         keys.add(_key(name))
-        found = os.path.basename(os.path.dirname(name)) if kind is None else shard.labels.get(kind, {}).get(_key(name))
+        folder = nfc(os.path.basename(os.path.dirname(name)))
+        found = folder if kind is None else shard.labels.get(kind, {}).get(_key(name))
         if not found:
             expected = f"'{_key(name)}.{kind}'" if kind else "a .cls, .json or .txt file, or a class folder"
             raise DataError(f"'{path}': image '{name}' has no class; expected {expected} in the same shard")
@@ -150,19 +159,19 @@ def _index(path: str, size: int, changed: int) -> Shard:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                hidden = os.path.basename(member.name).startswith(".")
-                if not member.isreg() or hidden:
+                if not member.isreg() or is_hidden_path(member.name):
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("the file ends early")
                 key, ending = _key(member.name), member.name.rsplit(".", 1)[-1].lower()
-                if is_image(member.name):
+                if is_picture(member.name):
                     shard.names.append(member.name)
                     shard.offsets.append(member.offset_data)
                     shard.sizes.append(member.size)
                 elif ending in LABEL_KINDS:
                     text = _text(archive, member, path)
-                    shard.labels.setdefault(ending, {})[key] = _json_label(text) if ending == "json" else text.strip()
+                    label = _json_label(text) if ending == "json" else text.strip()
+                    shard.labels.setdefault(ending, {})[key] = nfc(label)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"'{path}' is not a whole, uncompressed tar file: {error}") from error
     return shard

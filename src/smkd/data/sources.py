@@ -7,7 +7,6 @@ Parquet files or Hugging Face data sets with the images inside. What has no spli
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -18,9 +17,20 @@ from typing import Literal
 import numpy as np
 
 from smkd.data.class_split import listed, split_by_file, split_by_seed
+from smkd.data.formats import (
+    class_folders,
+    find_images,
+    foreign_line,
+    holds_pictures,
+    is_foreign,
+    is_hidden,
+    loose_pictures,
+    nfc,
+    warn,
+)
 from smkd.data.hub import PREFIX, open_hub
 from smkd.data.image_split import part_of_each_class
-from smkd.data.images import SPLITS, FolderImages, StoredImages, chosen_images, class_folders, is_image
+from smkd.data.images import SPLITS, FileStore, FolderImages, StoredImages, UnlabelledImages, chosen_images
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
 from smkd.errors import DataError
@@ -30,6 +40,7 @@ FORMS = (
     "path,label, .tar shards, Parquet files with images, and hf:<name>"
 )
 PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".7z", ".rar")
+OTHER_TABLES = (".tsv", ".txt", ".xls", ".xlsx", ".ods", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
@@ -44,6 +55,7 @@ class Source:
         own_splits: the splits are the data's own.
         listing: the images, unless they are found by looking into class folders.
         image_seed: splits the images of every class; none where splits differ by class or are the data's own.
+        left_out: a line about each kind of folder that is no class.
     """
 
     root: str
@@ -53,10 +65,18 @@ class Source:
     own_splits: bool = False
     listing: Listing | None = field(default=None, repr=False)
     image_seed: int | None = None
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the images have classes; without, phase 1 alone can use them."""
+        return self.listing is None or self.listing.labelled
 
     @property
     def description(self) -> str:
         """One line for the user: what was found and how it is split."""
+        if self.listing is not None and not self.listing.labelled:
+            return f"{self.root}: {len(self.listing.store)} {self.form}, {self.rule}"
         if self.image_seed is not None:
             return f"{self.root}: {self.form}, {self.rule}; classes: {len(self.classes[SPLITS[0]])}"
         counts = ", ".join(f"{split} {len(names)}" for split, names in self.classes.items())
@@ -84,12 +104,16 @@ class Source:
             DataError: there is no such split, or a class folder is empty.
         """
         if self.image_seed is not None:
-            return part_of_each_class(self._of_classes(split, None), split, self.image_seed, limit_per_class)
+            return part_of_each_class(self.whole(), split, self.image_seed, limit_per_class)
         if split not in self.classes:
             in_folders = self.own_splits and self.listing is None
             expected = f" (expected '{self.root}/{split}/<class>/<image>')" if in_folders else ""
             raise DataError(f"'{self.root}' has no {split} split{expected}; it has {', '.join(self.classes)}")
         return self._of_classes(split, limit_per_class)
+
+    def whole(self) -> StoredImages:
+        """All images of data without splits of their own that are split by image."""
+        return self._of_classes(SPLITS[0], None)
 
     def _of_classes(self, split: str, limit_per_class: int | None) -> StoredImages:
         if self.listing is None:
@@ -99,7 +123,11 @@ class Source:
         chosen = set(self.classes[split])
         own = self.listing.splits
         inside = [(own[item] == split if own else name in chosen) for item, name in enumerate(self.listing.classes)]
-        return chosen_images(self.listing.store, self.listing.classes, np.flatnonzero(inside), limit_per_class)
+        listing, items = self.listing, np.flatnonzero(inside)
+        images = chosen_images(listing.store, listing.classes, items, limit_per_class, listing.left_out)
+        if listing.labelled:
+            return images
+        return UnlabelledImages(images.store, images.items, images.labels, images.class_names, images.left_out)
 
 
 def open_dataset(
@@ -125,6 +153,8 @@ def open_dataset(
     pairs: Iterable[tuple[str, str]]
     if found.splits is not None:
         pairs, rule = zip(found.splits, found.classes, strict=True), "splits of its own"
+        if listing is not None and not listing.labelled:
+            rule = "all for training"
     elif by_image:
         pairs, rule = itertools.product(SPLITS, found.classes), f"images of each class split with seed {split_seed}"
     else:
@@ -142,16 +172,19 @@ def open_dataset(
     }
     rule += "".join(f" (data.{name} is not used)" for name, given in unused.items() if given)
     seed = split_seed if by_image else None
-    return Source(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed)
+    left_out = () if isinstance(found, Listing) else found.left_out
+    warn(left_out)
+    return Source(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed, left_out)
 
 
 @dataclass(frozen=True)
 class _Folders:
-    """Class folders; `splits` is the split of each, or none."""
+    """Class folders; `splits` is the split of each, or none; `left_out` as `Source` has it."""
 
     classes: list[str]
     splits: list[str] | None
     form: str
+    left_out: tuple[str, ...] = ()
 
 
 def _grouped(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
@@ -173,9 +206,9 @@ def _look(root: Path, label_column: str | None) -> Listing | _Folders:
     trees = [split for split in SPLITS if inside.get(split)]
     if trees and len(inside) == len(SPLITS):
         return _tree(trees, inside)  # whatever lies beside the three is not part of the data set
-    shards = sorted(path for pattern in ("*.tar", *(f"{s}/*.tar" for s in SPLITS)) for path in root.glob(pattern))
+    shards = _files(root, "*.tar", *(f"{split}/*.tar" for split in SPLITS))
     tables, parquets = _tables(root)
-    holding = [name for name in folders if name not in trees and _holds_image(root / name)]
+    holding = [name for name in folders if name not in trees and holds_pictures(root / name)]
     if set(holding) <= set(SPLITS) and holding and not trees:
         raise DataError(f"'{root / holding[0]}' holds images without class folders; expected <split>/<class>/<image>")
     found: dict[str, str] = {}
@@ -193,6 +226,12 @@ def _look(root: Path, label_column: str | None) -> Listing | _Folders:
     if len(found) > 1:
         ways = "; ".join(found.values())
         raise DataError(f"'{root}' may be read in more than one way: {ways}; give data=<the one>, or move the others")
+    loose = loose_pictures(root)
+    images = [name for name in loose if not is_foreign(name)]
+    if not found and images:
+        return _unlabelled(root)
+    if not found and loose:
+        raise DataError(f"data folder '{root}' holds only {foreign_line(loose)}")
     if not found:
         raise DataError(f"data folder '{root}' holds no images in a known form ({_content(root)}); {FORMS}")
     if trees:
@@ -207,7 +246,26 @@ def _look(root: Path, label_column: str | None) -> Listing | _Folders:
                 f"'{root}' holds {len(tables)} tables of images ({listed(t.name for t in tables)}); give one"
             )
         return open_tables(tables, label_column)
-    return _Folders(holding, None, "class folders")
+    others = [name for name in folders if name not in holding]
+    left_out = (f"'{root}': folders without images are no classes: {listed(others)}",) if others else ()
+    return _Folders([nfc(name) for name in holding], None, "class folders", left_out)
+
+
+def _unlabelled(root: Path) -> Listing:
+    """The images of a folder without class folders, as the one class of a training split."""
+    found = find_images(root)
+    left_out = found.left_out(root)
+    warn(left_out)
+    classes, splits = ["unlabelled"] * len(found.images), [SPLITS[0]] * len(found.images)
+    return Listing(
+        FileStore(root, found.images), classes, splits, "images without class folders", left_out, labelled=False
+    )
+
+
+def _files(root: Path, *patterns: str) -> list[Path]:
+    """Files of some names in a folder, sorted, hidden ones left out."""
+    found = sorted(path for pattern in patterns for path in root.glob(pattern))
+    return [path for path in found if path.is_file() and not any(map(is_hidden, path.relative_to(root).parts))]
 
 
 def _look_at_file(path: Path, label_column: str | None) -> Listing:
@@ -219,19 +277,20 @@ def _look_at_file(path: Path, label_column: str | None) -> Listing:
     if suffix in TABLE_SUFFIXES:
         return open_tables([path], label_column)
     hint = "unpack it first; " if path.name.lower().endswith(PACKED) else ""
+    hint = "save it as a CSV, with commas; " if suffix in OTHER_TABLES else hint
     raise DataError(f"'{path}' is a file of no known form; {hint}{FORMS}")
 
 
 def _tree(trees: list[str], inside: Mapping[str, list[str]]) -> _Folders:
-    classes = [name for split in trees for name in inside[split]]
+    classes = [nfc(name) for split in trees for name in inside[split]]
     return _Folders(classes, [split for split in trees for _ in inside[split]], f"{_folders(trees)} with class folders")
 
 
 def _tables(root: Path) -> tuple[list[Path], list[Path]]:
     """Tables of paths directly in the root, and Parquet files with images up to one folder below."""
-    tables = [path for path in sorted(root.glob("*.csv")) if is_image_table(path)]
+    tables = [path for path in _files(root, "*.csv") if is_image_table(path)]
     images = []
-    for path in sorted([*root.glob("*.parquet"), *root.glob("*/*.parquet")]):
+    for path in _files(root, "*.parquet", "*/*.parquet"):
         if "image" in parquet_columns(path).values():
             images.append(path)
         elif path.parent == root and is_image_table(path):
@@ -240,20 +299,13 @@ def _tables(root: Path) -> tuple[list[Path], list[Path]]:
     return by_split or tables, images
 
 
-def _holds_image(folder: Path) -> bool:
-    return any(is_image(name) for _, _, files in os.walk(folder) for name in files)
-
-
 def _folders(names: list[str]) -> str:
     return f"folder{'s' * (len(names) > 1)} {listed(names)}"
 
 
 def _content(root: Path) -> str:
     """What lies in a folder, in a few words."""
-    names = sorted(entry.name for entry in root.iterdir() if not entry.name.startswith("."))
-    loose = len([name for name in names if is_image(name)])
-    if loose:
-        return f"{loose} images lie in it directly, without a class folder"
+    names = sorted(entry.name for entry in root.iterdir() if not is_hidden(entry.name))
     packed = [name for name in names if name.lower().endswith(PACKED)]
     if packed:
         return f"'{packed[0]}' must be unpacked first"

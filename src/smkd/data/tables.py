@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from smkd.data.class_split import check_split, listed, read_csv
-from smkd.data.images import SPLITS, FileStore, Store
+from smkd.data.class_split import check_columns, check_split, listed, read_csv
+from smkd.data.formats import nfc
+from smkd.data.images import SPLITS, FileStore, Store, readable_images
 from smkd.errors import DataError
 
-PATH_COLUMNS = ("path", "filename")
+PATH_COLUMNS = ("path", "filename", "file_name")
 LABEL_COLUMNS = ("label", "class")
 TABLE_SUFFIXES = (".csv", ".parquet")
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 NEEDS_HF = "pip install 'smkd[hf]'"
 
 
@@ -27,12 +31,16 @@ class Listing:
         classes: class of each.
         splits: split of each; none if the data set has no splits of its own.
         form: what it is, in a few words.
+        left_out: see `StoredImages`.
+        labelled: whether anybody has said the classes.
     """
 
     store: Store
     classes: list[str]
     splits: list[str] | None
     form: str
+    left_out: list[str] = field(default_factory=list)
+    labelled: bool = True
 
 
 def is_image_table(path: Path) -> bool:
@@ -40,13 +48,18 @@ def is_image_table(path: Path) -> bool:
     if path.suffix.lower() == ".parquet":
         names = [name.lower() for name, kind in parquet_columns(path).items() if kind == "string"]
     else:
-        with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-            names = [name.strip().lower() for name in next(csv.reader(file), [])]
+        try:
+            with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+                cells = next(csv.reader(file), [])
+        except (OSError, csv.Error):
+            return False
+        # also with a wrong separator, which `read_csv` names
+        names = [name.strip().lower() for cell in cells for name in re.split("[;|\t]", cell)]
     return any(name in PATH_COLUMNS for name in names)
 
 
 def open_tables(paths: list[Path], label_column: str | None = None) -> Listing:
-    """Images that tables name: columns path or filename, label or class, and optionally split.
+    """Images that tables name: columns path, filename or file_name, label or class, and optionally split.
 
     Paths are relative to the table's folder, or to images/ beside it, where miniImageNet's lists expect them.
 
@@ -55,34 +68,41 @@ def open_tables(paths: list[Path], label_column: str | None = None) -> Listing:
         label_column: the column that holds the class, if it is not called label or class.
 
     Raises:
-        DataError: a column is missing, a cell is empty, an image is absent or listed twice.
+        DataError: a column is missing or there twice, a cell is empty, an image is absent or listed twice.
     """
     by_file = all(path.stem.lower() in SPLITS for path in paths)
     folder = paths[0].parent
     files: dict[str, str] = {}
+    images: list[str] = []
     classes: list[str] = []
     splits: list[str] = []
     for path in paths:
         columns = None
         for line, row in _rows(path):
             columns = columns or _columns(row, path, label_column)
-            image, label = row[columns[0]], row[columns[1]]
-            if not image or not label:
-                empty = columns[0] if not image else columns[1]
+            image, label = row[columns[0]], nfc(row[columns[1]].strip())
+            if not image.strip() or not label:
+                empty = columns[1] if image.strip() else columns[0]
                 raise DataError(f"'{path}', line {line}: the column '{empty}' is empty")
-            if image in files:
-                raise DataError(f"'{path}', line {line}: '{image}' is listed twice (first in {files[image]})")
-            files[image] = f"'{path.name}', line {line}"
+            place = nfc(os.path.normpath(folder / image))
+            if place in files:
+                raise DataError(f"'{path}', line {line}: '{image}' is listed twice (first in {files[place]})")
+            files[place] = f"'{path.name}', line {line}"
+            images.append(image)
             classes.append(label)
             if "split" in row and not by_file:
-                splits.append(check_split(row["split"], path, line))
+                splits.append(check_split(row["split"].strip(), path, line))
         if columns is None:
             raise DataError(f"table '{path}' has no rows")
         if by_file:
             splits += [path.stem.lower()] * (len(classes) - len(splits))
     name = ", ".join(path.name for path in paths)
-    store = FileStore(folder, _located(folder, list(files), name))
-    return Listing(store, classes, splits or None, f"a table of paths and labels ({name})")
+    kept, left_out = readable_images(images, classes, name)
+    store = FileStore(folder, _located(folder, [images[item] for item in kept], name))
+    return Listing(
+        store, [classes[item] for item in kept], [splits[item] for item in kept] if splits else None,
+        f"a table of paths and labels ({name})", left_out,
+    )  # fmt: skip
 
 
 def parquet_columns(path: Path) -> dict[str, str]:
@@ -98,15 +118,16 @@ def parquet_columns(path: Path) -> dict[str, str]:
         raise DataError(f"reading '{path}' needs the extra: {NEEDS_HF}") from error
     try:
         schema = pyarrow.parquet.read_schema(path)
+        check_columns([name.lower() for name in schema.names], path)
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"'{path}' is not a Parquet file: {_first_line(error)}") from error
     types = pyarrow.types
     kinds = {}
-    for field in schema:
-        inner = field.type.field("bytes").type if _has_bytes(field.type, types) else field.type
+    for column in schema:
+        inner = column.type.field("bytes").type if _has_bytes(column.type, types) else column.type
         is_text = types.is_string(inner) or types.is_large_string(inner)
         is_bytes = types.is_binary(inner) or types.is_large_binary(inner)
-        kinds[field.name] = "string" if is_text else "image" if is_bytes else "other"
+        kinds[column.name] = "string" if is_text else "image" if is_bytes else "other"
     return kinds
 
 
@@ -129,7 +150,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         for batch in pyarrow.parquet.ParquetFile(path).iter_batches(columns=wanted):
             for row in batch.to_pylist():
                 line += 1
-                yield line, {name.lower(): "" if value is None else str(value).strip() for name, value in row.items()}
+                yield line, {name.lower(): "" if value is None else str(value) for name, value in row.items()}
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read '{path}': {_first_line(error)}") from error
 
@@ -140,7 +161,8 @@ def _columns(row: dict[str, str], path: Path, label_column: str | None) -> tuple
     for names in (PATH_COLUMNS, (label_column.lower(),) if label_column else LABEL_COLUMNS):
         there = [name for name in names if name in row]
         if len(there) != 1:
-            problem = f"both {' and '.join(there)}" if there else f"no column {' or '.join(names)}"
+            known = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+            problem = f"both {' and '.join(there)}" if there else f"no column {known}"
             raise DataError(
                 f"'{path}' has {problem}; its columns are {', '.join(row)} "
                 "(data.label_column=NAME says which holds the class)"
@@ -152,15 +174,45 @@ def _columns(row: dict[str, str], path: Path, label_column: str | None) -> tuple
 def _located(folder: Path, images: list[str], table: str) -> list[str]:
     """Paths relative to the folder, or all below images/ if they are there."""
     missing = images
+    look = _Folders()
     for place in ("", "images"):
-        paths = [os.path.join(place, image) for image in images]
-        absent = [image for image, path in zip(images, paths, strict=True) if not os.path.isfile(folder / path)]
+        paths = [look.find(folder, os.path.join(place, image)) for image in images]
+        absent = [image for image, path in zip(images, paths, strict=True) if path is None]
         if not absent:
-            return paths
+            return [path for path in paths if path is not None]
         missing = min(missing, absent, key=len)
+    hint = ""
+    if any(DRIVE.match(image) for image in missing):
+        hint = f"; paths of a Windows drive must be made relative to '{folder}', with / between the folders"
+    elif any("\\" in image for image in missing):
+        hint = "; write / between the folders, not \\"
     raise DataError(
-        f"{table} names {len(missing)} of {len(images)} images that are not in '{folder}': {listed(missing)}"
+        f"{table} names {len(missing)} of {len(images)} images that are not in '{folder}': {listed(missing)}{hint}"
     )
+
+
+class _Folders:
+    """Finds files by names that may be written with other Unicode characters, or stand among blanks."""
+
+    def __init__(self) -> None:
+        self.names: dict[Path, dict[str, str]] = {}
+
+    def find(self, folder: Path, image: str) -> str | None:
+        """Path of the image relative to the folder as the system has it; none if it is not there."""
+        if os.path.isfile(os.path.join(folder, image)):
+            return image
+        there = Path()
+        for part in Path(image.strip()).parts:
+            name = self._inside(folder / there).get(nfc(part), part)
+            there /= name
+        return str(there) if os.path.isfile(folder / there) else None
+
+    def _inside(self, folder: Path) -> dict[str, str]:
+        """Name in the folder of each name in NFC."""
+        if folder not in self.names:
+            with suppress(OSError, ValueError):
+                self.names[folder] = {nfc(name): name for name in os.listdir(folder)}
+        return self.names.get(folder, {})
 
 
 def _first_line(error: Exception) -> str:

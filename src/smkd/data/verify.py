@@ -128,8 +128,13 @@ def verify(
         source.description, dataset, crop, facts, shared, leaked, repeated, counts, changed, missing, extra,
         mean, std, spec.mean, spec.std,
         problems=_problems(facts, shared, leaked, counts) + _file_problems(changed, missing, extra),
-        warnings=_warnings(facts, repeated, crop, (mean or ()) + (std or ()), spec),
+        warnings=_left_out(source, images) + _warnings(facts, repeated, crop, (mean or ()) + (std or ()), spec),
     )  # fmt: skip
+
+
+def _left_out(source: Source, images: Mapping[str, StoredImages]) -> list[str]:
+    """Lines about what lies among the images and is not one of them, each once."""
+    return list(dict.fromkeys([*source.left_out, *(line for part in images.values() for line in part.left_out)]))
 
 
 def _files(source: Source, images: Mapping[str, StoredImages], seen: Mapping[str, Seen]) -> Files:

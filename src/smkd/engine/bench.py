@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from smkd.config.schema import RunConfig
 from smkd.data.cache import cached
-from smkd.data.datasets import configured_spec, open_split
+from smkd.data.datasets import Images, configured_spec, open_split
 from smkd.data.loader import Batch, Views, batches, make_views, training_loader
 from smkd.data.masks import draw_mask
 from smkd.data.prefetch import on_device
@@ -94,7 +94,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
     if device.type == "cpu":
         keep_freed_memory()
     real = config.data.root is not None or config.data.embedded
-    classes = len(open_split(config.data, "train").class_names) if real else SYNTHETIC_CLASSES
+    classes = len(_images(config).class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)
     rates = rates_at(config, config.epochs // 2, 1)  # past warm-up, nothing frozen
@@ -170,7 +170,7 @@ def _from_device(config: RunConfig, learner: Learner, rates: Rates) -> Callable[
 
 def _from_loader(config: RunConfig, learner: Learner, rates: Rates) -> Callable[[], object]:
     """A step on the next images that the configuration names, epoch after epoch."""
-    images = cached(open_split(config.data, "train"), config.data, "train")
+    images = cached(_images(config), config.data, "train")
     spec, device = configured_spec(config.data), learner.device
     sampler = EpochSampler(
         images.labels, config.batch_size, config.seed, balanced=config.data.sampler, accumulate=config.accumulate
@@ -228,3 +228,7 @@ def _peak_memory_gb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
+
+
+def _images(config: RunConfig) -> Images:
+    return open_split(config.data, "train", labelled=config.needs_labels)

@@ -83,9 +83,11 @@ class Meter:
         """
         assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
         labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
+        # with one class for all there is nothing to agree with
+        agreement = cluster_agreement(assigned, labels) if labels.min() < labels.max() else {}
         scores = {
             "loss": float(np.mean(self.epoch_loss)),
-            **cluster_agreement(assigned, labels),
+            **agreement,
             "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
             "seconds": round(seconds, 2),
         }
@@ -93,8 +95,9 @@ class Meter:
         if skipped:
             scores["skipped_images"] = skipped
             self.log.say(f"epoch {self.epoch + 1}: {skipped} unreadable images were replaced")
+        nmi = f"nmi {agreement['nmi']:.3f}, " if agreement else ""
         self.log.say(
-            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, nmi {scores['nmi']:.3f}, "
+            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, {nmi}"
             f"{scores['images_per_second']:.0f} images/s"
         )
         return scores

@@ -17,7 +17,7 @@ from smkd import __version__, distributed
 from smkd.config.durations import check_durations
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
-from smkd.data.datasets import Images, configured_spec, describe, open_split
+from smkd.data.datasets import Images, UnlabelledImages, configured_spec, describe, open_split
 from smkd.data.loader import Batch, batches, make_views, training_loader
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
@@ -99,18 +99,30 @@ class Run:
         autocast = autocast_type(config.precision, device)
         if device.type == "cpu":
             keep_freed_memory()
-        self.images = open_split(config.data, "train")
+        self.images = open_split(config.data, "train", labelled=config.needs_labels)
         self.spec = configured_spec(config.data)
         self.sampler = EpochSampler(
             self.images.labels, config.batch_size, config.seed, balanced=config.data.sampler,
             accumulate=config.accumulate, rank=distributed.rank(), world=distributed.world_size(),
         )  # fmt: skip
-        if evaluator is not None and config.validation.every:
+        self.validated = self._is_validated()
+        if evaluator is not None and self.validated:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
         self.out = run_folder.locate(config)
         self.epoch, self.selection = 0, Selection(config.validation.patience)
         self._take_weights()
+
+    def _is_validated(self) -> bool:
+        """Whether accuracy is measured meanwhile; images without classes need others for that."""
+        validation = self.config.validation
+        unlabelled = isinstance(self.images, UnlabelledImages) and validation.data is None
+        if validation.every and unlabelled and validation.patience:
+            raise ConfigError(
+                f"validation.patience={validation.patience} needs validation, and '{self.config.data.root}' has no "
+                "classes to measure on; give validation.data=<labelled folder>"
+            )
+        return bool(validation.every) and not unlabelled
 
     def _take_weights(self) -> None:
         """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
@@ -162,7 +174,13 @@ class Run:
         """What is trained on what, in a few lines."""
         config, backbone = self.config, self.learner.pair.student.backbone
         cache = [images.description] if isinstance(images, CachedImages) else []
-        for line in (describe(config.data), *self.notes, *cache):
+        classes = f"of {len(self.images.class_names)} classes"
+        validation = []
+        if isinstance(self.images, UnlabelledImages):
+            classes = "without classes"
+            if config.validation.every and not self.validated:
+                validation = ["validation is off: no classes; validation.data=<labelled folder> measures on others"]
+        for line in (describe(config.data), *validation, *self.notes, *cache):
             log.say(line)
         millions = sum(p.numel() for p in backbone.parameters()) / 1e6
         autocast = self.learner.autocast
@@ -171,7 +189,7 @@ class Run:
         if self.resumed is not None:
             start = f"resumed at epoch {self.epoch} from {self.resumed}"
         log.say(
-            f"{config.recipe or config.phase}: {len(images)} images of {len(images.class_names)} classes, "
+            f"{config.recipe or config.phase}: {len(images)} images {classes}, "
             f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
             f"{self.device.type} {precision} x {distributed.world_size()}; {start}"
         )
@@ -210,7 +228,7 @@ class Run:
     def _validate(self, step: int, log: RunLog) -> float | None:
         """Accuracy that selects the best checkpoint, when it is time to measure it."""
         every = self.config.validation.every
-        if self.evaluator is None or every == 0 or (self.epoch % every and self.epoch != self.config.epochs):
+        if self.evaluator is None or not self.validated or (self.epoch % every and self.epoch != self.config.epochs):
             return None
         accuracy = None
         if distributed.is_main():

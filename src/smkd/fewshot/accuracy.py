@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from smkd.config.schema import ProtocolConfig, RunConfig
-from smkd.data.datasets import configured_spec, open_split
+from smkd.data.datasets import Images, configured_spec, open_split, open_validation
 from smkd.data.loader import worker_count
 from smkd.engine.device import autocast_type
 from smkd.fewshot.episodes import Members, check_sizes, draw
@@ -102,11 +102,13 @@ def measure(features: Features, protocol: ProtocolConfig, shot: int, head: Head)
 
 
 def backbone_features(
-    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device
-) -> Stream:
-    """Features of the protocol's split."""
+    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device,
+    images: Images | None = None,
+) -> Stream:  # fmt: skip
+    """Features of the protocol's split, or of other images."""
+    images = open_split(config.data, protocol.split) if images is None else images
     return backbone_stream(
-        backbone, open_split(config.data, protocol.split), configured_spec(config.data), config.features,
+        backbone, images, configured_spec(config.data), config.features,
         resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
         autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
     )  # fmt: skip
@@ -117,7 +119,7 @@ class FewShotValidation:
 
     def check(self, config: RunConfig) -> None:
         """Raise `SmkdError` if the head is unknown or the validation split lacks classes or images for it."""
-        images, protocol = open_split(config.data, config.validation.split), config.validation
+        images, protocol = open_validation(config), config.validation
         make_head(protocol.head)
         sizes = Members(images.labels, len(images.class_names)).sizes.numpy()
         for shot in protocol.shots:
@@ -128,7 +130,7 @@ class FewShotValidation:
 
     def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
         """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
-        features = backbone_features(backbone, config, config.validation, device).collect()
+        features = backbone_features(backbone, config, config.validation, device, open_validation(config)).collect()
         results = evaluate_features(features, config.validation)
         mean = sum(r.mean for r in results) / len(results)
         return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.data.datasets import open_split
-from smkd.errors import DataError
+from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import backbone_features
 from smkd.fewshot.heads import make_head
 from smkd.models.vit import VisionTransformer
@@ -27,6 +27,8 @@ class HeldOutImages:
     def check(self, config: RunConfig) -> None:
         """Raise `SmkdError` if the head is unknown, or a validation class is not a training class."""
         make_head(config.validation.head)
+        if config.validation.data is not None:
+            raise ConfigError("validation.data is not used here: held-out images of the training classes are measured")
         train, val = (open_split(config.data, split).class_names for split in ("train", config.validation.split))
         check_known(train, val, config.validation.split)
 

@@ -23,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from smkd.data.formats import is_hidden
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 from smkd.prepare.manifest import FILE_NAME, FileRecord, Identity, read_manifest, write_manifest
@@ -131,7 +132,7 @@ class Target:
                 )
             return read_journal(self.journal)
         if self.root.exists():
-            other = sorted(entry.name for entry in self.root.iterdir() if not entry.name.startswith("."))
+            other = sorted(entry.name for entry in self.root.iterdir() if not is_hidden(entry.name))
             if other:
                 raise DataError(f"'{self.root}' already holds '{other[0]}'; give an empty or new folder with --out")
         return {}

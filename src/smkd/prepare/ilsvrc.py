@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from smkd.data.formats import is_hidden
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, check_tar_member, reading
 from smkd.prepare.writing import FileRange
@@ -129,7 +130,7 @@ def in_order(wnid: str, label: object, files: Iterable[tuple[str, FileRange]]) -
     """
     photos = []
     for name, place in files:
-        if not name.endswith(".JPEG"):
+        if not name.endswith(".JPEG") or is_hidden(name):
             continue
         match = PHOTO.fullmatch(name)
         if match is None or match[1] != wnid:

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
-
+from smkd.data.decoding import read_file, shape
+from smkd.data.formats import class_folders, is_foreign, loose_pictures
 from smkd.errors import DataError
 from smkd.prepare.build import Plan
 from smkd.prepare.classes import SPLITS, ClassEntry
@@ -19,7 +19,6 @@ from smkd.prepare.writing import FileRange, Item, Pixels, Writing
 
 CROP = 224
 """Side of the crops of the recipes, in pixels."""
-SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
 def find_copy(source: Path) -> str | None:
@@ -109,8 +108,10 @@ def _by_name(folder: Path) -> dict[str, list[Path]]:
 
 
 def _by_folder(folder: Path) -> dict[str, list[Path]]:
-    classes = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    return {entry.name: sorted(f for f in entry.iterdir() if f.suffix.lower() in SUFFIXES) for entry in classes}
+    return {
+        name: [folder / name / file for file in loose_pictures(folder / name) if not is_foreign(file)]
+        for name in class_folders(folder)
+    }
 
 
 def _expected(
@@ -159,7 +160,6 @@ def _row(path: Path, images: PickledArray, row: int) -> bytes | FileRange:
 
 def _shorter_side(file: Path) -> int:
     try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        return min(shape(read_file(file)))
+    except (OSError, ValueError) as error:
         raise DataError(f"cannot read image '{file}': {error}") from error

@@ -9,13 +9,13 @@ import errno
 import hashlib
 import io
 import os
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from smkd.data.decoding import decode, read_file
 from smkd.errors import DataError
 
 WORK_FOLDER = ".prepare"
@@ -27,21 +27,25 @@ Record = tuple[str, int, str]
 
 @dataclass(frozen=True, slots=True)
 class FileRange:
-    """Bytes of a file, or of a member of an uncompressed tar; `size` None means to the end."""
+    """Bytes of a member of an uncompressed tar, or, where `size` is None, of a whole image file."""
 
     path: str
     offset: int = 0
     size: int | None = None
 
     def read(self) -> bytes:
-        """The bytes; raises `DataError` if the file is shorter or gone."""
+        """The bytes; raises `DataError` if the file is shorter, gone, or none that `read_file` takes."""
         try:
+            if self.size is None:
+                return read_file(self.path)
             with open(self.path, "rb") as file:
                 file.seek(self.offset)
-                data = file.read() if self.size is None else file.read(self.size)
+                data = file.read(self.size)
         except FileNotFoundError as error:
             raise DataError(f"'{self.path}' is gone; it was there when prepare began") from error
-        if self.size is not None and len(data) != self.size:
+        except ValueError as error:
+            raise DataError(f"cannot read image '{self.path}': {error}") from error
+        if len(data) != self.size:
             raise DataError(f"'{self.path}' is cut short: {self.size} bytes are wanted at {self.offset}")
         return data
 
@@ -114,11 +118,8 @@ def _content(item: Item, writing: Writing) -> bytes:
     if writing.size is None:
         return encoded
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(encoded)) as opened:
-                image = opened.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        image = decode(encoded)
+    except (OSError, ValueError) as error:
         where = source.path if isinstance(source, FileRange) else "the archive"
         raise DataError(f"cannot read the image of '{item.target}' in '{where}': {error}") from error
     return _encoded(_square(image, writing.size), "PNG" if item.target.lower().endswith(".png") else "JPEG")

@@ -1,0 +1,254 @@
+"""The one road from an image file to pixels: bounded reading, decoding with Pillow, and one rule for every mode.
+
+Every picture becomes upright 8-bit RGB. Transparent pixels are laid over white, whatever colour they hide. Grey levels
+above 8 bits are scaled by their type (16 bits: divided by 256; 12 bits, where a TIFF says so: by 16), unless none of
+them is above 255, which is how 8 bits are kept in 16. 32-bit integers may hold 0 to 255, or 0 to 65535 as 16 bits do;
+floating-point numbers 0 to 1 as well. Of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from smkd.data.formats import is_foreign, pillow_formats, suffix
+
+if TYPE_CHECKING:  # whoever only copies images is not to wait for numpy
+    import numpy as np
+    from numpy.typing import NDArray
+
+MOST_BYTES = 512 * 2**20
+"""A file with more bytes is not read."""
+MOST_PIXELS = 178_956_970
+"""An image with more pixels is not decoded; the number from which Pillow sees an attack."""
+BACKGROUND = (255, 255, 255, 255)
+"""What is seen through transparent pixels."""
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+"""What undoes each of EXIF's orientations."""
+BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
+"""Tags of a TIFF file, and a value of the second."""
+END_OF_CODESTREAM = b"\xff\xd9"
+"""Ends a JPEG 2000 image; its other bytes never are these two."""
+KEY_SCALE = {"1": 255, "L;2": 85, "L;4": 17}
+"""How Pillow enlarges the levels of PNG's small grey depths, but not its transparent level."""
+
+
+class TooLargeError(ValueError):
+    """An image has more pixels than are decoded."""
+
+
+def read_file(path: str | Path) -> bytes:
+    """An image file as it is stored.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder.
+        ValueError: it is a pipe or a device, too long, or of a kind that Pillow cannot read here.
+    """
+    if is_foreign(os.fspath(path)):
+        raise ValueError(f"Pillow cannot read {suffix(os.fspath(path))} files here")
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("a pipe or device, not a file")
+        check_length(status.st_size)
+        return file.read(status.st_size)
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Opens a pipe before anybody writes to it."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def check_length(count: int) -> None:
+    """Raise `ValueError` if a file of so many bytes is not read."""
+    if count > MOST_BYTES:
+        raise ValueError(f"the file has {count} bytes; at most {MOST_BYTES} are read")
+
+
+def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
+    """Decode an image file to its last row, as RGB and upright.
+
+    Raises:
+        OSError, ValueError: not an image, cut short, too large, or of levels without a rule; says which.
+    """
+    with _opened(data, most_pixels) as image:
+        return _upright(image)
+
+
+def shape(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
+    """Height and width of `decode(data)`, from the header alone; raises as it does."""
+    with _opened(data, most_pixels) as image:
+        # Pillow turns a TIFF itself, and says its size accordingly
+        lies = image.format != "TIFF" and _orientation(image) >= 5  # by a quarter
+        return (image.width, image.height) if lies else (image.height, image.width)
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """What `decode` makes of a Pillow image; raises as it does."""
+    with _explained(MOST_PIXELS):
+        _check_size(image, MOST_PIXELS)
+        return _upright(image)
+
+
+@contextmanager
+def _opened(data: bytes, most_pixels: int) -> Iterator[Image.Image]:
+    """The image with its header read; errors inside become those of `decode`."""
+    if not data:
+        raise ValueError("the file is empty")
+    check_length(len(data))
+    with _explained(most_pixels, data), Image.open(io.BytesIO(data), formats=pillow_formats()) as image:
+        _check_size(image, most_pixels)
+        if image.format == "JPEG2000" and END_OF_CODESTREAM not in data:
+            raise ValueError("the file is cut short")  # which its reader does not always see
+        yield image
+
+
+@contextmanager
+def _explained(most_pixels: int, data: bytes = b"") -> Iterator[None]:
+    """Makes errors of two kinds of all that Pillow's readers raise on broken files: SyntaxError, TypeError and more."""
+    try:
+        yield
+    except UnidentifiedImageError as error:
+        brand = data[8:12].decode("ascii", "replace").strip() if data[4:8] == b"ftyp" else ""
+        raise ValueError(f"not an image of a known format{f' ({brand})' if brand else ''}") from error
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"too large; {_at_most(most_pixels)}") from error
+    except MemoryError as error:
+        raise ValueError("decoding it takes more memory than there is") from error
+    except (OSError, TooLargeError):
+        raise
+    except Exception as error:
+        raise ValueError((str(error) or type(error).__name__).splitlines()[0]) from error
+
+
+def _check_size(image: Image.Image, most_pixels: int) -> None:
+    if image.width * image.height > most_pixels:
+        raise TooLargeError(f"too large: {image.width} x {image.height} pixels; {_at_most(most_pixels)}")
+
+
+def _at_most(pixels: int) -> str:
+    return f"at most {pixels / 1e6:.0f} million pixels are taken"
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """An opened image as RGB, as the camera was held where the file says so."""
+    tiles = getattr(image, "tile", ())
+    raw = tiles[0][3] if tiles and image.format == "PNG" else None
+    image.load()
+    orientation = _orientation(image)
+    seen = _seen(image, raw)
+    return seen if orientation == 1 else seen.transpose(TURNS[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 to 8, as EXIF counts; 1 where nothing is said, or nothing that can be read."""
+    try:
+        said = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # broken metadata of a good picture
+        return 1
+    return int(said) if said in range(1, 9) else 1
+
+
+def _seen(image: Image.Image, raw: Any = None) -> Image.Image:
+    """A loaded image as RGB over the background.
+
+    Args:
+        raw: how a PNG stores its pixels, as Pillow calls it.
+    """
+    key = image.info.get("transparency") if image.mode in ("1", "L", "P", "RGB") else None
+    if image.mode == "RGB" and key is None:
+        return image
+    if image.mode == "F" or image.mode.startswith("I"):
+        return _of_levels(image)
+    if image.mode == "LAB":
+        return _of_lab(image)
+    if image.mode in ("La", "RGBa"):  # colours already multiplied by alpha
+        image = image.convert(image.mode[:-1] + "A")
+    palette = image.palette.mode if image.mode == "P" and image.palette is not None else ""
+    if key is None and "A" not in image.mode + palette:
+        return image.convert("RGB")
+    if raw in KEY_SCALE and isinstance(key, int):
+        image = _with_key(image, key * KEY_SCALE[raw])
+    if raw == "RGB;16B" and isinstance(key, tuple):
+        image = _with_key(image, tuple(level >> 8 for level in key))
+    return _over_background(image.convert("RGBA"))
+
+
+def _with_key(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
+    """A copy with another transparent level or colour."""
+    image = image.copy()
+    image.info["transparency"] = key
+    return image
+
+
+def _over_background(image: Image.Image) -> Image.Image:
+    """RGBA without its transparency."""
+    low, _ = image.getchannel("A").getextrema()
+    if low == 255:
+        return image.convert("RGB")
+    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+
+
+def _of_levels(image: Image.Image) -> Image.Image:
+    """RGB of one channel of more than 8 bits."""
+    import numpy as np
+
+    values = np.asarray(image)
+    levels = _scaled(values, image)
+    if levels.min() == levels.max() and values.min() != values.max():
+        raise ValueError(
+            f"grey image of mode {image.mode}: its values, from {values.min()} to {values.max()}, all fall on one of "
+            "256 levels; stretch them first"
+        )
+    if _tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+        levels = 255 - levels
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        levels = np.where(values == key, np.uint8(BACKGROUND[0]), levels)
+    return Image.fromarray(levels).convert("RGB")
+
+
+def _scaled(values: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
+    """Levels from 0 to 255, by the rules above."""
+    import numpy as np
+
+    low, high = values.min(), values.max()
+    if image.mode.startswith("I;16") and _tag(image, BITS_PER_SAMPLE) == 12:
+        values = np.minimum(values >> 4, 255)
+    elif not (low >= 0 and high <= 65535):  # also where one is not a number
+        raise ValueError(f"grey image of mode {image.mode}: no rule for values from {low} to {high}; save it as 8 bits")
+    elif image.mode == "F" and high <= 1:
+        values = np.rint(values * np.float32(255))
+    elif high <= 255:
+        values = np.rint(values)
+    else:
+        values = values.astype(np.uint16) >> 8
+    levels: NDArray[np.uint8] = values.astype(np.uint8)
+    return levels
+
+
+def _tag(image: Image.Image, number: int) -> Any:
+    """Value of a tag of a TIFF file, the first of several; none if it is not there, or another format."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _of_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms  # compiled with a library of its own
+
+    rule = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, rule)
+    assert converted is not None  # not in place
+    return converted
