@@ -56,7 +56,16 @@ def flat_folder(root: Path) -> None:
             path.write_bytes(picture(10 * number + i, (84, 84)))
 
 
-@pytest.mark.parametrize("make", [class_folders, flat_folder])
+def mixed_folders(root: Path) -> None:
+    """Every class in both of two folders: two images in train, one in val."""
+    for number, entry in enumerate(MINI):
+        for i in range(3):
+            path = root / ("val" if i == 1 else "train") / entry.folder / f"{entry.folder}{i + 5:08}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture(10 * number + i, (84, 84)))
+
+
+@pytest.mark.parametrize("make", [class_folders, flat_folder, mixed_folders])
 def test_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     make(tmp_path / "copy")
     assert find_copy(tmp_path / "copy") == "folders"
@@ -134,3 +143,11 @@ def test_all_three_pickles_are_needed(tmp_path: Path) -> None:
     (tmp_path / "mini-imagenet-cache-val.pkl").unlink()
     with pytest.raises(DataError, match=r"cache-val\.pkl' does not exist; the three files of the copy belong together"):
         plan_pickles(tmp_path, MINI, None)
+
+
+def test_one_name_in_two_mixed_folders(tmp_path: Path) -> None:
+    mixed_folders(tmp_path)
+    name = f"{MINI[0].folder}{5:08}.jpg"
+    (tmp_path / "val" / MINI[0].folder / name).write_bytes(picture(1, (84, 84)))
+    with pytest.raises(DataError, match=f"{name}' and .*{name}' have one name"):
+        plan_folders(tmp_path, MINI, None)

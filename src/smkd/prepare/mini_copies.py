@@ -27,7 +27,7 @@ def find_copy(source: Path) -> str | None:
         return None
     if any((source / _cache_name(split)).exists() for split in SPLITS):
         return "pickles"
-    if all((source / split).is_dir() for split in SPLITS) or _flat(source) is not None:
+    if all((source / split).is_dir() for split in SPLITS) or _flat(source) is not None or _mixed(source):
         return "folders"
     return None
 
@@ -59,18 +59,22 @@ def plan_pickles(source: Path, entries: Sequence[ClassEntry], size: int | None) 
 
 
 def plan_folders(source: Path, entries: Sequence[ClassEntry], size: int | None) -> Plan:
-    """Images of `<split>/<wnid>/`, or of one folder with the published names, as `<split>/<wnid>/<name>`.
+    """Images of `<split>/<wnid>/`, or of folders with the published names, as `<split>/<wnid>/<name>`.
+
+    Published names say the class, and the class says the split: such images may lie in one folder, or in train and
+    val folders that both hold every class.
 
     Raises:
-        DataError: classes are missing, strange, or have other counts.
+        DataError: classes are missing, strange, or have other counts, or two images have one name.
     """
-    flat = _flat(source)
+    flat = source if _mixed(source) else _flat(source)
+    named = {} if flat is None else _by_name(flat, "*/*/*" if _mixed(source) else "*")
     items: list[Item] = []
     sizes = []
     for split in SPLITS:
-        found = _by_name(flat) if flat else _by_folder(source / split)
+        found = named or _by_folder(source / split)
         if flat:
-            found = {e.folder: found[e.folder] for e in entries if e.split == split and e.folder in found}
+            found = {e.folder: named[e.folder] for e in entries if e.split == split and e.folder in named}
         for entry in _expected(flat or source / split, entries, split, found):
             files = found[entry.folder]
             _check_count(flat or source / split / entry.folder, entry, len(files))
@@ -99,12 +103,21 @@ def _flat(source: Path) -> Path | None:
     return None
 
 
-def _by_name(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {}
-    for file in sorted(folder.iterdir()):
+def _mixed(source: Path) -> bool:
+    """Whether train and val folders hold images of the same classes under their published names."""
+    train, val = (_by_folder(source / part) if (source / part).is_dir() else {} for part in ("train", "val"))
+    return any(PUBLISHED.fullmatch(files[0].name) for name in train.keys() & val.keys() if (files := train[name]))
+
+
+def _by_name(folder: Path, pattern: str) -> dict[str, list[Path]]:
+    """Images with published names by class; raises `DataError` if two have one name."""
+    found: dict[str, dict[str, Path]] = {}
+    for file in sorted(folder.glob(pattern), key=lambda file: file.name):
         if match := PUBLISHED.fullmatch(file.name):
-            found.setdefault(match[1], []).append(file)
-    return found
+            other = found.setdefault(match[1], {}).setdefault(file.name, file)
+            if other != file:
+                raise DataError(f"'{other}' and '{file}' have one name; each image may be there once")
+    return {name: list(files.values()) for name, files in found.items()}
 
 
 def _by_folder(folder: Path) -> dict[str, list[Path]]:
