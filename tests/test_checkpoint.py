@@ -237,6 +237,11 @@ def test_a_checkpoint_is_opened_by_its_run_folder_or_its_file(tmp_path: Path) ->
         assert found == file
         assert state["epoch"] == 2
         assert is_ours(state)
+    # a folder that is no run is searched for a file of weights
+    (tmp_path / "plain").mkdir()
+    checkpoint.save(state_of(made, epoch=5), tmp_path / "plain" / "model.pt")
+    state, found = open_checkpoint(tmp_path / "plain")
+    assert (found, state["epoch"]) == (tmp_path / "plain" / "model.pt", 5)
     for other in ({}, {"format": 1}, {"config": {}}, {"config": {}, "format": 2}, {"config": 3, "format": 1}):
         assert not is_ours(other)
     torch.save({"w": torch.zeros(2)}, tmp_path / "w.pt")
