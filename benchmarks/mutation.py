@@ -131,6 +131,8 @@ ARITHMETIC = {
 }  # fmt: skip
 BOOLEAN = {ast.And: (b"and", b"or"), ast.Or: (b"or", b"and")}
 NAMES = {"min": "max", "max": "min", "argmin": "argmax", "argmax": "argmin", "amax": "amin", "zeros": "ones"}
+SYMMETRIC = ("transpose", "min", "max", "maximum")
+"""Functions whose first two arguments may change places."""
 LEFT_ALONE = (ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)
 Edit = tuple[str, int, int, bytes]
 """What it is, first byte, end, and what comes there."""
@@ -199,9 +201,10 @@ class Rules:
             case ast.Name(id=name) | ast.Attribute(attr=name) if name in NAMES:
                 end = self._span(node)[1]
                 yield "name", end - len(name), end, NAMES[name].encode()
-            case ast.Call(args=[first, second, *_]) if not isinstance(first, ast.Starred):
+            case ast.Call(func=called, args=[first, second, *_]) if not isinstance(first, ast.Starred):
                 (start, a), (b, end) = self._span(first), self._span(second)
-                if not isinstance(second, ast.Starred) and self._text(first) != self._text(second):
+                ordered = ast.unparse(called).rpartition(".")[2] not in SYMMETRIC
+                if ordered and not isinstance(second, ast.Starred) and self._text(first) != self._text(second):
                     yield "swapped arguments", start, end, self._text(second) + self.source[a:b] + self._text(first)
         match node:
             case ast.If(test=test) | ast.IfExp(test=test) | ast.While(test=test):
@@ -218,7 +221,6 @@ def by_rule(module: str, tests: tuple[str, ...]) -> list[Mutant]:
     mutants = []
     for what, start, end, instead in Rules(source):
         changed = source[:start] + instead + source[end:]
-        compile(changed, module, "exec")
         mutants.append(Mutant(what, module, tests, source.count(b"\n", 0, start) + 1, changed))
     return mutants
 
@@ -233,7 +235,6 @@ def named(wanted: Named) -> Mutant:
         raise ValueError(f"'{wanted.name}': smkd.{wanted.module} holds {source.count(wanted.text)} x {wanted.text!r}")
     line = source[: source.index(wanted.text)].count("\n") + 1
     changed = source.replace(wanted.text, wanted.instead).encode()
-    compile(changed, wanted.module, "exec")
     return Mutant(wanted.name, wanted.module, wanted.tests, line, changed)
 
 
@@ -316,6 +317,8 @@ def chosen(groups: list[str], seed: int, everything: bool) -> list[Mutant]:
     errors += [f"listed as equivalent, but no longer a mutant: smkd.{module}: {line}" for module, line in listed]
     if errors:
         raise SystemExit("\n".join(errors))
+    for mutant in mutants:
+        compile(mutant.source, mutant.module, "exec")
     return mutants
 
 
