@@ -49,7 +49,7 @@ class Group:
 GROUPS = {
     "objectives": Group(
         ("objectives.cls", "objectives.matched", "objectives.mim", "objectives.patch", "objectives.objective"),
-        ("golden_losses", "twins", "two_processes"), 30,
+        ("matched_entropy", "golden_losses", "twins", "two_processes"), 30,
     ),
     "step": Group(("engine.step", "engine.optim"), ("step_promises", "step", "golden_training", "two_processes"), 14),
     "schedules": Group(("engine.schedules",), ("properties_training", "golden_schedules"), 12),
