@@ -49,7 +49,7 @@ class Group:
 GROUPS = {
     "objectives": Group(
         ("objectives.cls", "objectives.matched", "objectives.mim", "objectives.patch", "objectives.objective"),
-        ("matched_entropy", "golden_losses", "twins", "two_processes"), 30,
+        ("matched_entropy", "supervised_term", "golden_losses", "twins", "two_processes"), 30,
     ),
     "step": Group(("engine.step", "engine.optim"), ("step_promises", "step", "golden_training", "two_processes"), 14),
     "schedules": Group(("engine.schedules",), ("properties_training", "golden_schedules"), 12),
@@ -95,7 +95,19 @@ NAMED = (
           '"scaler": torch.amp.GradScaler("cpu").state_dict()', ("step_promises",)),
 )  # fmt: skip
 
-EQUIVALENT: dict[tuple[str, str], str] = {}
+LAST_OF_TWO = "the last of two dimensions is 1"
+EQUIVALENT = {
+    ("objectives.matched", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
+    ("objectives.matched", "largest, at = z.max(dim=1, keepdim=True)"): LAST_OF_TWO,
+    ("objectives.matched", "softmax = z.softmax(dim=1)"): LAST_OF_TWO,
+    ("objectives.matched", "scale = max(len(embedded), 2)"): "the scale cancels",
+    ("objectives.matched",
+     'values, source[order], size.cumsum(0) - size, mode="sum", per_sample_weights=weight[order]'):
+        "PyTorch puts the two in order, with a warning",
+    ("objectives.patch",
+     "best = torch.where(teacher_sum[t, i] >= 0, largest[s, a][:, None], smallest[s, a][:, None])"):
+        "the line below it decides for 0",
+}  # fmt: skip
 """Mutants that cannot be noticed: (module, the changed line) and why."""
 
 
