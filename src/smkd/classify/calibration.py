@@ -94,7 +94,7 @@ def fit_known(support: Tensor, labels: Tensor) -> Known | None:
     own = F.one_hot(labels).bool()
     strange = cosines.masked_fill(own, -torch.inf).amax(dim=1)
     size = counts[labels[rows]][:, None].double()
-    without = (means[labels[rows]] * size - features[rows]) / (size - 1)
+    without = means[labels[rows]] * size - features[rows]  # the sum of the others: only its direction counts
     own_cosine = (units[rows] * F.normalize(without, dim=1)).sum(dim=1)
     familiar = torch.maximum(own_cosine, strange[rows])
     values = torch.cat([familiar, strange]).numpy()

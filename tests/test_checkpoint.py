@@ -1,0 +1,270 @@
+"""Checkpoint files and what is restored from them, without training."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from smkd import api
+from smkd.config.schema import RunConfig
+from smkd.engine import checkpoint
+from smkd.engine.restore import backbone_of, is_ours, open_checkpoint, restore
+from smkd.engine.step import Learner
+from smkd.errors import CheckpointError
+
+CPU = torch.device("cpu")
+
+
+def config(*words: str, recipe: str = "debug-pretrain") -> RunConfig:
+    return api.resolve(recipe, ["batch_size=4", *words])
+
+
+def learner(settings: RunConfig, classes: int = 4) -> Learner:
+    return Learner.create(settings, classes, CPU, None)
+
+
+def state_of(made: Learner, **more: Any) -> dict[str, Any]:
+    return {**made.state(), "config": made.config.model_dump(mode="json"), **more}
+
+
+# ---- files
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "a.pt"
+    state = {"epoch": 3, "student": {"w": torch.arange(4.0)}, "classes": ["ä", "b"]}
+    checkpoint.save(state, path)
+    loaded = checkpoint.load(path)
+    assert loaded.keys() == {"format", *state}
+    assert (loaded["format"], loaded["epoch"], loaded["classes"]) == (checkpoint.FORMAT, 3, ["ä", "b"])
+    assert torch.equal(loaded["student"]["w"], torch.arange(4.0))
+    checkpoint.save({"epoch": 4}, path)
+    assert checkpoint.load(path)["epoch"] == 4
+    assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    path = tmp_path / "a.pt"
+    if there:
+        checkpoint.save({"epoch": 1}, path)
+
+    def fails(*_: object) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
+
+    monkeypatch.setattr(os, "fsync", fails)
+    kept = "; the checkpoint that was there is kept" if there else ""
+    with pytest.raises(CheckpointError, match=f"^cannot write '{re.escape(str(path))}': Disk quota exceeded{kept}$"):
+        checkpoint.save({"epoch": 2}, path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"] * there
+    if there:
+        assert checkpoint.load(path)["epoch"] == 1
+
+
+def test_a_file_where_the_folder_belongs_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match=r"^cannot write '.*a\.pt': (Not a directory|File exists)$"):
+        checkpoint.save({}, tmp_path / "file" / "a.pt")
+
+
+@pytest.mark.parametrize(("free", "reason"), [(2**20 - 1, "No space left"), (2**20, "unexpected pos 4")])
+def test_torchs_error_is_a_full_disk_only_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, reason: str
+) -> None:
+    def fails(*_: object) -> None:
+        raise RuntimeError("unexpected pos 4\nframe #0: somewhere")
+
+    monkeypatch.setattr(torch, "save", fails)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(CheckpointError, match=f"{reason}[^\n]*$") as caught:
+        checkpoint.save({}, tmp_path / "a.pt")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_second_name_is_the_same_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    if not links:
+
+        def cannot(*_: object) -> None:
+            raise OSError(errno.EPERM, "Operation not permitted")
+
+        monkeypatch.setattr(os, "link", cannot)
+    last = tmp_path / "last.pt"
+    checkpoint.save({"epoch": 1}, last)
+    checkpoint.link(last, "best.pt")
+    assert os.path.samefile(last, tmp_path / "best.pt") == links
+    checkpoint.save({"epoch": 2}, last)
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 1, "the next checkpoint is another file"
+    (tmp_path / ".best.pt.partial").write_bytes(b"left over")
+    checkpoint.link(last, "best.pt")
+    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_a_second_name_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    checkpoint.save({}, tmp_path / "last.pt")
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(CheckpointError, match=r"^cannot write '.*best\.pt': No space left on device$"):
+        checkpoint.link(tmp_path / "last.pt", "best.pt")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_the_best_checkpoint_comes_first(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "checkpoints"
+    with pytest.raises(CheckpointError, match=r"run' does not exist; expected a run folder or a checkpoint file"):
+        checkpoint.find(tmp_path / "run")
+    folder.mkdir(parents=True)
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint \(checkpoints/best\.pt or last\.pt\)"):
+        checkpoint.find(tmp_path / "run")
+    checkpoint.save({}, folder / "last.pt")
+    assert checkpoint.find(tmp_path / "run") == folder / "last.pt"
+    checkpoint.save({}, folder / "best.pt")
+    assert checkpoint.find(tmp_path / "run") == folder / "best.pt"
+    assert checkpoint.find(folder / "last.pt") == folder / "last.pt"
+
+
+def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with pytest.raises(CheckpointError, match=r"a\.pt' does not exist"):
+        checkpoint.load(path)
+    for content in ([1, 2], {"student": {}}, {"format": checkpoint.FORMAT + 1}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"a\.pt.*not a checkpoint of smkd"):
+            checkpoint.load(path)
+    checkpoint.save({"student": {"w": torch.zeros(1000)}}, path)
+    path.write_bytes(path.read_bytes()[:-500])
+    with pytest.raises(CheckpointError, match=r"cannot read '.*a\.pt': damaged"):
+        checkpoint.load(path)
+
+
+# ---- restoring
+
+
+def test_every_part_is_restored() -> None:
+    settings = config()
+    first, second = learner(settings), learner(settings)
+    with torch.no_grad():
+        for part in (first.pair.student, first.pair.teacher):
+            for parameter in part.parameters():
+                parameter.normal_()
+        first.objective.cls_center.normal_()
+        first.objective.patch_center.normal_()
+    assert restore(second, state_of(first), optimizer=True) == []
+    for mine, theirs in (
+        (first.pair.student, second.pair.student), (first.pair.teacher, second.pair.teacher),
+        (first.objective, second.objective),
+    ):  # fmt: skip
+        expected, found = mine.state_dict(), theirs.state_dict()
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert not torch.equal(first.pair.student.state_dict()["backbone.cls_token"],
+                           first.pair.teacher.state_dict()["backbone.cls_token"])  # fmt: skip
+
+
+@pytest.mark.parametrize("part", ["student", "teacher", "objective"])
+def test_a_part_that_does_not_fit_is_named(part: str) -> None:
+    settings = config()
+    key = {"objective": "cls_center"}.get(part, "backbone.norm.weight")
+    for change, count, said in (
+        (lambda w: w.pop(key), 1, f"{part}.{key}: this run needs"),
+        (lambda w: w.update({key: torch.zeros(3, 5)}), 1, r"the checkpoint has [3, 5]"),
+        (lambda w: w.update({"aaa": torch.zeros(3, 5)}), 1, f"{part}.aaa: this run has no such weight"),
+        (lambda w: (w.pop(key), w.update({"aaa": torch.zeros(1)})), 2, "the checkpoint has [1]"),
+    ):
+        state = state_of(learner(settings))
+        state[part] = dict(state[part])
+        change(state[part])
+        with pytest.raises(CheckpointError) as caught:
+            restore(learner(settings), state, optimizer=False)
+        assert f"does not fit this model ({count} weights)" in str(caught.value)
+        assert said in str(caught.value)
+    state = state_of(learner(settings))
+    state[part] = {name: value for name, value in state[part].items() if name != key}
+    with pytest.raises(CheckpointError, match="the checkpoint does not have it"):
+        restore(learner(settings), state, optimizer=False)
+
+
+def test_only_the_classifier_starts_afresh() -> None:
+    words = ("objective.supervised.weight=1", "data.sampler=null")
+    settings = config(*words, recipe="debug-distill")
+    first, second = learner(settings, classes=7), learner(settings, classes=4)
+    with torch.no_grad():
+        for parameter in first.pair.student.parameters():
+            parameter.normal_()
+    own = second.pair.student.state_dict()["classifier.weight"].clone()
+    assert restore(second, state_of(first), optimizer=False) == []
+    restored, expected = second.pair.student.state_dict(), first.pair.student.state_dict()
+    assert torch.equal(restored["classifier.weight"], own)
+    assert all(torch.equal(restored[n], v) for n, v in expected.items() if not n.startswith("classifier."))
+    same = learner(settings, classes=7)
+    restore(same, state_of(first), optimizer=False)
+    assert torch.equal(same.pair.student.state_dict()["classifier.weight"], expected["classifier.weight"])
+    # the head of one of our own checkpoints is not left out in silence
+    with pytest.raises(CheckpointError, match=r"head\."):
+        restore(
+            learner(config(*words, "head.num_prototypes=32", recipe="debug-distill")), state_of(first), optimizer=False
+        )
+
+
+def test_an_optimiser_that_does_not_fit_is_one_line() -> None:
+    settings = config()
+    state = state_of(learner(settings))
+    state["optimizer"] = {**state["optimizer"], "param_groups": state["optimizer"]["param_groups"][:1]}
+    with pytest.raises(CheckpointError, match="optimiser state"):
+        restore(learner(settings), state, optimizer=True)
+    assert restore(learner(settings), state, optimizer=False) == []
+
+
+def test_a_checkpoint_is_opened_by_its_run_folder_or_its_file(tmp_path: Path) -> None:
+    made = learner(config())
+    file = tmp_path / "run" / "checkpoints" / "last.pt"
+    checkpoint.save(state_of(made, epoch=2), file)
+    for where in (tmp_path / "run", str(tmp_path / "run"), file):
+        state, found = open_checkpoint(where)
+        assert found == file
+        assert state["epoch"] == 2
+        assert is_ours(state)
+    # a folder that is no run is searched for a file of weights
+    (tmp_path / "plain").mkdir()
+    checkpoint.save(state_of(made, epoch=5), tmp_path / "plain" / "model.pt")
+    state, found = open_checkpoint(tmp_path / "plain")
+    assert (found, state["epoch"]) == (tmp_path / "plain" / "model.pt", 5)
+    for other in ({}, {"format": 1}, {"config": {}}, {"config": {}, "format": 2}, {"config": 3, "format": 1}):
+        assert not is_ours(other)
+    torch.save({"w": torch.zeros(2)}, tmp_path / "w.pt")
+    with pytest.raises(CheckpointError, match=r"w\.pt.*--recipe"):
+        open_checkpoint(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("network", ["teacher", "student"])
+def test_the_backbone_of_either_network(network: Any) -> None:
+    made = learner(config("model.embed_dim=64"))
+    with torch.no_grad():
+        for parameter in made.pair.teacher.parameters():
+            parameter.normal_()
+    state = state_of(made)
+    backbone, settings = backbone_of(state, "a.pt", network)
+    assert settings == made.config
+    assert not backbone.training
+    assert all(not module.training for module in backbone.modules())
+    expected = {"teacher": made.pair.teacher, "student": made.pair.student}[network].backbone.state_dict()
+    found = backbone.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert ("mask_token" in found) == (network == "student")
+    state[network] = {name: value for name, value in state[network].items() if name != "backbone.norm.weight"}
+    with pytest.raises(CheckpointError, match=r"(?s)a\.pt.*norm\.weight"):
+        backbone_of(state, "a.pt", network)
