@@ -21,8 +21,8 @@ from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import DataError
-from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
-from smkd.fewshot.held_out import HeldOutImages, Verdicts, verdicts
+from smkd.fewshot.accuracy import Result, evaluate_features
+from smkd.fewshot.validation import FewShotValidation, HeldOutImages, Verdicts, backbone_features, verdicts
 from smkd.interop.architecture import Architecture
 from smkd.interop.load import MARK
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smkd.classify.pictures import Picture, Pictures
+from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
 from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
 from smkd.config.section import Positive
@@ -115,8 +115,7 @@ class Encoder:
         """Features of every image, float32 [images, dim]; raises `DataError` naming the first unreadable one."""
         encoded = self.readable(items)
         if encoded.unreadable:
-            # says what is wrong with it
-            Pictures(items).load(next(i for i in range(len(items)) if i not in set(encoded.rows.tolist())))
+            raise InputError(encoded.unreadable[0])
         return encoded.values
 
     def readable(self, items: Sequence[Picture], track: Track | None = None) -> Encoded:
@@ -125,15 +124,21 @@ class Encoder:
         Args:
             items: paths, Pillow images or uint8 arrays [height, width, 3].
             track: shows progress.
+
+        Raises:
+            DataError: an image for which the network gives NaN or infinity; `items` is no list.
         """
-        images = Pictures(items)
+        found = as_pictures(items)
+        if found is None and len(items):
+            raise InputError("expected images: paths, Pillow images or uint8 arrays [height, width, 3]")
+        images = Pictures(found or [])
         stream = self._stream(images)
         shown = stream if track is None else track(stream, len(stream.loader))
-        with self._few_threads(len(items)):
+        with self._few_threads(len(images)):
             parts = list(shown)
         values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
         rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
-        missing = sorted(set(range(len(items))) - set(rows.tolist()))
+        missing = sorted(set(range(len(images))) - set(rows.tolist()))
         return Encoded(values.numpy(), rows, [_reason(images, index) for index in missing])
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
