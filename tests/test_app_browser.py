@@ -153,7 +153,7 @@ def test_from_photographs_to_a_file_that_predicts(page: Page, place: Path, tmp_p
         f"{classes[0]}: n of 4",
         f"{classes[1]}: n of 5",
     ]
-    page.locator("#threshold").get_by_text("of those of a class that is not there").wait_for()
+    page.locator("#threshold").get_by_text("of the photographs that get their own class").wait_for()
 
     asked = pictures(place / "rest")
     drop(page.locator("#tried"), *asked)

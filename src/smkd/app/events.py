@@ -135,15 +135,8 @@ def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: f
 
 def threshold(lesson: Lesson | None, reject: float) -> str:
     """What 'none of these' at a threshold keeps and catches, by the left-out photographs."""
-    left = None if lesson is None else lesson.classifier.left_out_
-    if left is None or not left.images:
-        return ""
-    kept = left.kept(reject)
-    right = "" if kept is None else f"keeps {100 * kept:.0f} % of the photographs that get their own class, and "
-    return (
-        f"<p>By the photographs that were left out, this {right}catches {100 * left.caught(reject):.0f} % "
-        "of those of a class that is not there.</p>"
-    )
+    said = "" if lesson is None else lesson.classifier.left_out_.threshold(reject, "photographs")
+    return f"<p>By the photographs that were left out, this {said}.</p>" if said else ""
 
 
 def wrong(*lines: object) -> str:

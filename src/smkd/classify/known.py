@@ -92,12 +92,13 @@ class Familiarities:
 
         Returns:
             Of each image whose class has another one, left out; and of every image, [n], with its whole class left out,
-            also of what tells familiar from strange. With two classes nothing could be told from one: then `known`,
-            which has seen the image as strange, is taken.
+            also of what tells familiar from strange (of all classes, where the others have no second image). With two
+            classes the second is empty: among images of one class anything is strange.
         """
         familiar = known.chance(torch.maximum(self.own, self.nearest[:, 0])[self.spare].numpy())
-        strange = np.empty(len(self.labels))
-        for label in range(int(self.labels.max()) + 1):
+        classes = int(self.labels.max()) + 1
+        strange = np.empty(len(self.labels) if classes > 2 else 0)
+        for label in range(classes if len(strange) else 0):
             rows = (self.labels == label).numpy()
             strange[rows] = (self.fit(label) or known).chance(self.nearest[rows, 0].numpy())
         return familiar, strange

@@ -152,7 +152,7 @@ class LeftOutAccuracy:
         labels: class of each support image.
         own: of each image whose class has another one, in their order: whether it is given its own class without it.
         known: of the same images: chance that they are of one of the classes, without them.
-        strange: of every support image: the same chance with its whole class left out.
+        strange: of every support image: the same chance with its whole class left out; empty with two classes.
     """
 
     names: tuple[str, ...]
@@ -207,9 +207,24 @@ class LeftOutAccuracy:
         own = np.asarray(self.own, bool)
         return _class_mean(np.asarray(self.known)[own] >= reject, self._asked()[own]) if own.any() else None
 
-    def caught(self, reject: float) -> float:
-        """Of the images of a class that is left out, the share whose chance is below `reject`; mean over classes."""
-        return _class_mean(np.asarray(self.strange) < reject, np.asarray(self.labels))
+    def caught(self, reject: float) -> float | None:
+        """Of the images of a class that is left out, the share whose chance is below `reject`.
+
+        The mean over classes; None with two classes, of which one would be left.
+        """
+        return _class_mean(np.asarray(self.strange) < reject, np.asarray(self.labels)) if self.strange else None
+
+    def threshold(self, reject: float, images: str = "images") -> str:
+        """What a threshold keeps and catches, in words; nothing if neither is known.
+
+        Args:
+            reject: the threshold.
+            images: what to call them.
+        """
+        kept, caught = self.kept(reject), self.caught(reject)
+        said = [] if kept is None else [f"keeps {100 * kept:.0f} % of the {images} that get their own class"]
+        said += [] if caught is None else [f"catches {100 * caught:.0f} % of the {images} of a class left out"]
+        return ", ".join(said)
 
     def as_dict(self, rejects: Sequence[float]) -> dict[str, Any] | None:
         """Plain values for JSON, shares from 0 to 1; None if no image was left out.

@@ -195,13 +195,7 @@ def _left_out(left: LeftOutAccuracy) -> list[str]:
         lines.append(f"  and {len(asked) - SHOWN_CLASSES} classes that do as well or better (--json has all)")
     if single:
         lines.append(f"  not left out, as they have one image: {listed(single)}")
-    for reject in REJECTS:
-        kept = left.kept(reject)
-        right = "" if kept is None else f"keeps {100 * kept:.0f} % of the images that get their own class, "
-        lines.append(
-            f"--reject {reject}: {right}catches {100 * left.caught(reject):.0f} % of the images of a class left out"
-        )
-    return lines
+    return [*lines, *(f"--reject {reject}: {said}" for reject in REJECTS if (said := left.threshold(reject)))]
 
 
 def _record(classifier: FewShotClassifier) -> dict[str, Any]:
