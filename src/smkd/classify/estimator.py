@@ -264,9 +264,9 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return self._learned.scores(torch.from_numpy(features))
 
     def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:  # noqa: N803
-        features = self._features(X, y, reset=reset)
         try:
             plain(y, "y")
+            features = self._features(X, y, reset=reset)
             labels: NDArray[Any] = column_or_1d(y, warn=True)
             check_consistent_length(features, labels)
             check_classification_targets(labels)
@@ -284,7 +284,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         try:
             # which rows are not finite is said below
             values = validate_data(self, **checked, dtype=np.float32, reset=reset, ensure_all_finite=False)
-            found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0])
+            found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0], order="C")
             check_finite(found, "X")
         except (ValueError, DataError) as error:
             raise InputError(_line(error)) from error
