@@ -20,7 +20,7 @@ from smkd.app import support as app_support
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.config.loading import resolve
 from smkd.data.datasets import DatasetSpec, FolderImages
-from smkd.errors import DataError, SmkdError
+from smkd.errors import CheckpointError, DataError, SmkdError
 from smkd.fewshot.features import FeaturesConfig, backbone_stream
 
 X, Y = blobs((6, 6, 6, 6, 6, 6))
@@ -82,6 +82,14 @@ def test_rows_that_cannot_be_computed_with(value: float, tmp_path: Path) -> None
     bent = features.copy()
     bent[2, 3] = value
     refused(lambda: ImageIndex(encoder, features, ["a", "b", "c"]).search(bent), "query: 1 of 3 rows", "rows 2")
+
+
+def test_weights_of_a_file_that_are_not_finite(pictures: list[Path], tmp_path: Path) -> None:
+    encoder = open_encoder(tiny_network(), "debug-pretrain", "cpu")
+    FewShotClassifier(encoder).fit(pictures, ["a"] * 3 + ["b"] * 3).save(tmp_path / "clf.smkd")
+    name = "backbone.blocks.0.mlp.fc1.weight"
+    with pytest.raises(CheckpointError, match=f"'{name}' are NaN or infinite"):
+        FewShotClassifier.load(changed(tmp_path / "clf.smkd", name, 0, np.nan))
 
 
 def overflowing() -> Encoder:

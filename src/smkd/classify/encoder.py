@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
+from smkd.classify.storage import WEIGHTS
 from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
 from smkd.config.section import Positive
@@ -144,7 +145,7 @@ class Encoder:
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings as plain values, and weights by name, for `restored`."""
         weights = {} if self.backbone is None else self.backbone.state_dict()
-        kept = {f"backbone.{name}": value for name, value in weights.items() if name != "mask_token"}
+        kept = {f"{WEIGHTS}{name}": value for name, value in weights.items() if name != "mask_token"}
         return self.config.model_dump(mode="json"), kept
 
     @staticmethod
@@ -154,8 +155,7 @@ class Encoder:
         if config.model is None:
             return Encoder(config, None, accelerator=accelerator)
         backbone = VisionTransformer.from_config(config.model)
-        prefix = "backbone."
-        backbone.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        backbone.load_state_dict({k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)})
         return Encoder(config, backbone, accelerator=accelerator)
 
     @contextmanager
