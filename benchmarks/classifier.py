@@ -26,7 +26,7 @@ from sklearn.metrics import roc_auc_score
 from smkd import api
 from smkd.classify import FewShotClassifier, open_encoder
 from smkd.fewshot.accuracy import measure
-from smkd.fewshot.episodes import Members, draw
+from smkd.fewshot.episodes import Members, Shape, draw
 from smkd.fewshot.features import Features
 from smkd.fewshot.heads import make_head
 
@@ -47,7 +47,7 @@ def calibration_error(chances: NDArray[np.float64], truth: NDArray[np.int64]) ->
 def heads(features: Features) -> dict[str, dict[str, float]]:
     found = {}
     values, members = features.values.numpy(), Members(features.labels, len(features.class_names))
-    episodes = draw(members, way=WAY, shot=SHOT, query=QUERY, episodes=DRAWS, seed=0)
+    episodes = draw(members, Shape(WAY, SHOT, QUERY), episodes=DRAWS, seed=0)
     assert episodes.query is not None
     assert episodes.truth is not None
     labels = np.repeat(np.arange(WAY), SHOT)
@@ -82,7 +82,7 @@ def heads(features: Features) -> dict[str, dict[str, float]]:
 def rejection(features: Features) -> dict[str, float]:
     """AUROC of unknown classes by `known_proba`, and by other scores on the same draws."""
     values, members = features.values.double(), Members(features.labels, len(features.class_names))
-    episodes = draw(members, way=WAY, shot=SHOT, query=QUERY, episodes=DRAWS, seed=0)
+    episodes = draw(members, Shape(WAY, SHOT, QUERY), episodes=DRAWS, seed=0)
     assert episodes.query is not None
     labels = torch.arange(WAY).repeat_interleave(SHOT)
     found: dict[str, list[float]] = {}
@@ -119,7 +119,7 @@ def same_as_eval(opened: api.Opened, features: Features) -> bool:
     protocol = opened.protocol.model_copy(update={"way": WAY, "query": "all", "episodes": 5, "head": "prototype"})
     result = measure(features, protocol, SHOT, make_head("prototype"))
     members, values = Members(features.labels, len(features.class_names)), features.values.numpy()
-    episodes = draw(members, way=WAY, shot=SHOT, query="all", episodes=5, seed=protocol.seed)
+    episodes = draw(members, Shape(WAY, SHOT, "all"), episodes=5, seed=protocol.seed)
     for support, classes, wanted in zip(episodes.support, episodes.classes, result.counts, strict=True):
         rows, ways = support.flatten().numpy(), classes.tolist()
         rest = np.setdiff1d(np.flatnonzero(np.isin(features.labels, ways)), rows)

@@ -54,7 +54,9 @@ GROUPS = {
     "step": Group(("engine.step", "engine.optim"), ("step_promises", "step", "golden_training", "two_processes"), 14),
     "schedules": Group(("engine.schedules",), ("properties_training", "golden_schedules"), 12),
     "sampler": Group(("data.sampler",), ("properties_training", "sampling"), 14),
-    "calibration": Group(("classify.calibration",), ("calibration",), 16),
+    "calibration": Group(
+        ("classify.left_out", "classify.known", "fewshot.intervals"), ("calibration", "intervals"), 16
+    ),
     "checkpoint": Group(("engine.checkpoint", "engine.restore"), ("checkpoint", "step_promises"), 16),
 }  # fmt: skip
 
@@ -81,7 +83,7 @@ NAMED = (
     Named("device seed without the step", "engine.train", "[seed, step, distributed.rank()]",
           "[seed, distributed.rank()]", ("two_process_run",)),
     Named("log of one rank", "engine.meter", "distributed.mean(value)", "value", ("two_process_run",)),
-    Named("no smoothing of the targets (Platt)", "classify.calibration",
+    Named("no smoothing of the targets (Platt)", "classify.left_out",
           "(images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)",
           "F.one_hot(left.truth, way).double()", ("calibration",)),
     Named("masks from the first epoch on", "data.masks", "epoch < config.start_epoch", "False", ("step_promises",)),

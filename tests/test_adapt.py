@@ -17,12 +17,14 @@ from conftest import MakeFolder
 from smkd.adaptation import Adapted, adapt, planned
 from smkd.classify import FewShotClassifier
 from smkd.cli import app
+from smkd.cli.adapt import report
 from smkd.config import loading
 from smkd.config.schema import RunConfig
 from smkd.data.datasets import open_split
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError
-from smkd.fewshot.accuracy import Result
+from smkd.fewshot.accuracy import Result, evaluate_features
+from smkd.fewshot.features import Features
 
 QUICK = ("epochs=3", "validation.every=1", "num_workers=0", "accelerator=cpu", "optim.lr=1e-3")
 STILL = ("optim.lr=1e-12", "optim.lr_end=0")
@@ -199,6 +201,25 @@ def test_splits_of_its_own_say_what_is_held_out(place: Path, tmp_path: Path, mak
     shutil.copytree(tree / "train" / "train-0", tree / "val" / "other")
     with pytest.raises(DataError, match=r"in train too \(train-0, train-1, train-2\) and others \(other\)"):
         held_out(tree)
+
+
+def test_held_out_classes_of_one_image_fall_out_and_are_named(
+    place: Path, tmp_path: Path, make_folder: MakeFolder
+) -> None:
+    tree = make_folder(classes=4, images=6)
+    for split in ("val", "test"):
+        for file in sorted((tree / split / f"{split}-1").iterdir())[1:]:
+            file.unlink()
+    config, kind = planned(tree, tmp_path / "out", place / "net", QUICK)
+    assert kind == "classes"
+    for protocol in (config.validation, config.evaluation):
+        assert (protocol.way, protocol.shots, protocol.query) == (3, (1,), 5)
+    labels = np.repeat(np.arange(4), [6, 1, 6, 6])
+    features = Features(torch.randn(19, 4), labels, [f"test-{label}" for label in range(4)])
+    measured = evaluate_features(features, config.evaluation)
+    lines = report(Adapted(tmp_path, "classes", "test", 0, measured, measured))
+    assert lines[1].startswith("3 held-out classes, 3-way 1-shot")
+    assert lines[2] == "1 of 4 classes fall out, as shot=1 and query=5 need 6 images of a class: 'test-1' (1)"
 
 
 def test_the_command_says_whether_it_helped(place: Path, tmp_path: Path) -> None:

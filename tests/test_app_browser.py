@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -136,6 +137,8 @@ def learn(page: Page) -> str:
 
 def painted(picture: Locator) -> bool:
     """Whether a picture has come in."""
+    picture.wait_for(state="attached")
+    picture.evaluate("image => image.scrollIntoView()")  # one far below is only asked for when it comes near
     picture.wait_for()
     return bool(picture.evaluate("async image => { await image.decode(); return image.naturalWidth > 100 }"))
 
@@ -144,7 +147,13 @@ def test_from_photographs_to_a_file_that_predicts(page: Page, place: Path, tmp_p
     classes = fill(page, place)
     said = learn(page)
     assert said.startswith("Learned 2 classes from 9 photographs (head: prototype). Of 9 photographs")
-    assert "95 % interval" in said
+    assert "in the mean over classes (95 % interval" in said
+    shares = page.locator("#learned li").all_inner_texts()
+    assert sorted(re.sub(r"\d of", "n of", share) for share in shares) == [
+        f"{classes[0]}: n of 4",
+        f"{classes[1]}: n of 5",
+    ]
+    page.locator("#threshold").get_by_text("of the photographs that get their own class").wait_for()
 
     asked = pictures(place / "rest")
     drop(page.locator("#tried"), *asked)

@@ -10,9 +10,11 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from smkd.classify.calibration import Known, familiarity, fit_known, interval, temperature
-from smkd.classify.learning import Learned, LeftOut
-from smkd.fewshot.library import make_head
+from smkd.classify.known import Familiarities, Known, familiarity
+from smkd.classify.left_out import LeftOut, temperature
+from smkd.fewshot.head import Learned
+from smkd.fewshot.heads import make_head
+from smkd.fewshot.intervals import of_share
 
 NOBODY = LeftOut(torch.empty(0, 3, dtype=torch.float64), torch.empty(0, dtype=torch.long))
 
@@ -120,7 +122,7 @@ def test_known_is_learned_from_images_left_out_and_classes_left_out(apart: float
     torch.manual_seed(seed)
     labels = [0, 0, 0, 0, 1, 1, 2, 2, 2, 3]
     features = apart * torch.eye(6)[labels] + 0.5 * torch.randn(10, 6)
-    known = fit_known(features, torch.tensor(labels))
+    known = Familiarities(features, torch.tensor(labels)).fit()
     assert known is not None
     familiar, strange = plain_kinds(features.double(), labels)
     assert (len(familiar), len(strange)) == (9, 10)
@@ -140,13 +142,13 @@ def test_known_is_learned_from_images_left_out_and_classes_left_out(apart: float
 def test_familiarity_that_misleads_gives_everything_one_chance() -> None:
     # the images of a class point away from each other, and towards the other class
     features = torch.tensor([[1.0, 0.0], [-1.0, 0.1], [1.0, 0.0], [-1.0, 0.1]])
-    assert fit_known(features, torch.tensor([0, 0, 1, 1])) == Known(0.0, 0.0)
-    assert fit_known(torch.ones(4, 2), torch.tensor([0, 0, 1, 1])) == Known(0.0, 0.0)
+    assert Familiarities(features, torch.tensor([0, 0, 1, 1])).fit() == Known(0.0, 0.0)
+    assert Familiarities(torch.ones(4, 2), torch.tensor([0, 0, 1, 1])).fit() == Known(0.0, 0.0)
     np.testing.assert_array_equal(Known(0.0, 0.0).chance(np.array([-1.0, 0.3])), [0.5, 0.5])
 
 
 def test_nothing_is_known_where_every_class_has_one_image() -> None:
-    assert fit_known(torch.eye(3), torch.arange(3)) is None
+    assert Familiarities(torch.eye(3), torch.arange(3)).fit() is None
 
 
 # ---- interval
@@ -159,4 +161,4 @@ def test_nothing_is_known_where_every_class_has_one_image() -> None:
 )  # fmt: skip
 def test_wilsons_interval(right: int, images: int, low: float, high: float) -> None:
     """Values of the closed form (p + z2/2n -+ z sqrt(p(1-p)/n + z2/4n2)) / (1 + z2/n), z = 1.959964."""
-    assert interval(right, images) == pytest.approx((low, high), abs=2e-6)
+    assert of_share(right, images) == pytest.approx((low, high), abs=2e-6)

@@ -52,13 +52,32 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fit_says_what_it_learned(place: Path, tmp_path: Path) -> None:
-    lines = done("fit", place / "support", "-o", tmp_path / "a.smkd", "--backbone", "pixels")
+    words = ("-o", tmp_path / "a.smkd", "--backbone", "pixels", "--json", tmp_path / "a.json")
+    lines = done("fit", place / "support", *words)
     assert lines[0].startswith("classes: 3 (")
     assert lines[1] == "images: 18, 5 to 7 per class"
     assert "(chosen by cross-validation)" in lines[2]
-    assert lines[3].startswith("leave-one-out accuracy: ")
-    assert "of 18 images (95 % interval" in lines[3]
-    assert lines[4] == f"written: {tmp_path / 'a.smkd'}"
+    left = FewShotClassifier.load(tmp_path / "a.smkd").left_out_
+    low, high = left.interval
+    assert lines[3] == (
+        f"leave-one-out accuracy: {100 * left.mean:.1f} %, the mean over 3 classes, of 18 images "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f})"
+    )
+    shares = [[int(word) for word in line.split(": ")[1].split(" of ")] for line in lines[4:7]]
+    assert sorted(images for _, images in shares) == [5, 6, 7]
+    assert sum(right for right, _ in shares) == left.right
+    assert left.mean == pytest.approx(sum(right / images for right, images in shares) / 3)
+    assert [line.split(":")[0] for line in lines[7:10]] == ["--reject 0.3", "--reject 0.5", "--reject 0.7"]
+    assert lines[10] == f"written: {tmp_path / 'a.smkd'}"
+    written = json.loads((tmp_path / "a.json").read_text())
+    assert sorted(written["classes"].values()) == [5, 6, 7]
+    assert [each["right"] for each in written["left_out"]["classes"]] == [each.right for each in left.by_class]
+    assert written["left_out"]["interval"] == [low, high]
+    assert written["left_out"]["reject"][1] == {"threshold": 0.5, "kept": left.kept(0.5), "caught": left.caught(0.5)}
+    some = photographs(tmp_path / "some", (2, 1, 3))
+    lines = done("fit", some, "-o", tmp_path / "b.smkd", "--backbone", "pixels")
+    assert "the mean over 2 classes, of 5 images" in lines[3]
+    assert lines[6] == f"  not left out, as they have one image: {sorted(each.name for each in some.iterdir())[1]}"
     few = photographs(tmp_path / "few", (1, 1, 1))
     lines = done("fit", few, "-o", tmp_path / "b.smkd", "--backbone", "pixels")
     assert lines[2] == "head: prototype (auto needs 5 images of every class to choose)"
@@ -122,7 +141,7 @@ def test_wrong_folders(place: Path, tmp_path: Path, make_folder: MakeFolder) -> 
     out = ("-o", tmp_path / "x.smkd", "--backbone", "pixels")
     assert "does not exist" in refused("fit", tmp_path / "none", *out)
     assert f"give one of them, such as {tree / 'train'}" in refused("fit", tree, *out)
-    assert len(done("fit", tree / "train", *out)) == 5
+    assert done("fit", tree / "train", *out)[-1] == f"written: {tmp_path / 'x.smkd'}"
     (tree / "train" / "empty").mkdir()
     assert "class folder" in refused("fit", tree / "train", *out)
     one = photographs(tmp_path / "one", (3,))

@@ -18,9 +18,9 @@ from smkd.cli import app
 from smkd.config.loading import check_protocol, resolve
 from smkd.engine import checkpoint
 from smkd.fewshot.accuracy import measure
-from smkd.fewshot.episodes import Members, draw
+from smkd.fewshot.episodes import Members, Shape, draw
+from smkd.fewshot.features import as_features
 from smkd.fewshot.heads import make_head
-from smkd.fewshot.library import as_features
 
 PHOTOGRAPHS = Path(__file__).parents[2] / "shared" / "data" / "caltech101-mini"
 INDUCTIVE = ("prototype", "prototype:metric=euclidean", "simpleshot", "knn", "ridge", "logistic", "classifier")
@@ -33,7 +33,7 @@ def test_each_query_of_an_episode_is_given_the_same_class(head: str) -> None:
     protocol = check_protocol(way=4, shots=(3,), query="all", episodes=3, head=head)
     result = measure(features, protocol, 3, make_head(head))
     members = Members(features.labels, len(features.class_names))
-    episodes = draw(members, way=4, shot=3, query="all", episodes=3, seed=protocol.seed)
+    episodes = draw(members, Shape(4, 3, "all"), episodes=3, seed=protocol.seed)
     wrong = 0
     for support, classes, counts in zip(episodes.support, episodes.classes, result.counts, strict=True):
         rows, ways = support.flatten().numpy(), classes.tolist()
@@ -66,7 +66,7 @@ def test_photographs_are_given_the_same_classes(tmp_path: Path) -> None:
     protocol = check_protocol(way=5, shots=(5,), query="all", episodes=1)
     expected = measure(features, protocol, 5, make_head(protocol.head))
     members = Members(features.labels, len(features.class_names))
-    episode = draw(members, way=5, shot=5, query="all", episodes=1, seed=protocol.seed)
+    episode = draw(members, Shape(5, 5, "all"), episodes=1, seed=protocol.seed)
     chosen = set(episode.support.flatten().tolist())
     for index, label in enumerate(features.labels):
         folder = tmp_path / ("support" if index in chosen else "rest") / features.class_names[label]

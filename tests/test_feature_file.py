@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from smkd import __version__
 from smkd.errors import DataError
-from smkd.fewshot.feature_file import FeatureWriter, Source, _mapped, check_features, read_features, read_source
+from smkd.fewshot.feature_file import FeatureWriter, Source, _mapped, read_features, read_source
+from smkd.fewshot.features import check_features
 
 NAMES = ("cat", "dog", "hübsch")
 SOURCE = Source(
@@ -440,7 +441,7 @@ def test_rows_that_are_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     values[25:] = torch.nan  # padding is not looked at
     good = read_features(published(tmp_path / "padded.h5", values, labels, [25])).values
     for step in (2**22, 7 * 4, 1):  # rows checked together
-        monkeypatch.setattr("smkd.fewshot.feature_file.CHECK_NUMBERS", step)
+        monkeypatch.setattr("smkd.fewshot.features.CHECK_NUMBERS", step)
         bad = good.clone()
         bad[4, 6] = torch.nan
         said = "1 of 25 rows are NaN or infinite (rows 4, counted from 0; the first is of class 'class 1')"

@@ -16,14 +16,13 @@ from smkd.config import loading
 from smkd.config.loading import check_protocol
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError, DataError
-from smkd.fewshot import library, predictions
-from smkd.fewshot.accuracy import Result, accuracies, evaluate_features, summary
-from smkd.fewshot.compare import compare_results
-from smkd.fewshot.episodes import Episodes, Members, check_sizes, draw
+from smkd.fewshot import accuracy, scoring
+from smkd.fewshot.accuracy import Result, accuracies, compare_results, evaluate_features, summary, with_preset
+from smkd.fewshot.episodes import Episodes, Members, Shape, draw, large_enough
 from smkd.fewshot.features import Features, concatenated
-from smkd.fewshot.heads import Head, make_head
-from smkd.fewshot.predictions import count_predictions
-from smkd.fewshot.protocols import with_preset
+from smkd.fewshot.head import Head
+from smkd.fewshot.heads import make_head
+from smkd.fewshot.scoring import count_predictions
 
 NAMES = [f"class-{c}" for c in range(8)]
 CPU = torch.Generator()
@@ -41,7 +40,7 @@ def clusters(labels: NDArray[np.int64], dim: int = 12, spread: float = 1.2) -> T
 
 def drawn(query: int | str, episodes: int = 250, seed: int = 3, shot: int = 2) -> Episodes:
     members = Members(unequal_labels(), 8)
-    return draw(members, way=5, shot=shot, query=query, episodes=episodes, seed=seed)
+    return draw(members, Shape(5, shot, query), episodes=episodes, seed=seed)
 
 
 def queries_of(episodes: Episodes, number: int) -> list[tuple[int, int]]:
@@ -97,7 +96,7 @@ def test_episodes_do_not_depend_on_threads() -> None:
 def test_every_image_is_as_often_support_as_query_as_any_other() -> None:
     """Also the order is random: Floyd's algorithm alone would put the last images last."""
     members = Members(np.repeat(np.arange(3), 6), 3)
-    episodes = draw(members, way=2, shot=1, query=2, episodes=30_000, seed=0)
+    episodes = draw(members, Shape(2, 1, 2), episodes=30_000, seed=0)
     assert episodes.query is not None
     for rows, per_episode in ((episodes.support, 2), (episodes.query, 4)):
         seen = torch.bincount(rows.flatten(), minlength=18).double()
@@ -108,7 +107,7 @@ def test_every_image_is_as_often_support_as_query_as_any_other() -> None:
 
 def test_unbalanced_queries() -> None:
     members = Members(np.repeat(np.arange(8), 70), 8)
-    episodes = draw(members, way=5, shot=1, query=12, episodes=4_000, seed=0, dirichlet=2.0)
+    episodes = draw(members, Shape(5, 1, 12, 2.0), episodes=4_000, seed=0)
     assert episodes.query is not None
     assert episodes.truth is not None
     assert episodes.query.shape == (4_000, 60)
@@ -127,14 +126,17 @@ def test_unbalanced_queries() -> None:
     [
         ({"way": 9, "shot": 1, "query": 1}, "way=9, but the split has only 8 classes"),
         ({"way": 5, "shot": 5, "query": 15}, "class 'class-0' has 9 images, but shot=5 and query=15 need at least 20"),
-        ({"way": 5, "shot": 9, "query": "all"}, "class 'class-0' has 9 images, but shot=9 and query=all need at least"),
+        (
+            {"way": 5, "shot": 11, "query": "all"},
+            "class 'class-0' has 9 images, but shot=11 and query=all need",
+        ),
         ({"way": 5, "shot": 1, "query": 3, "dirichlet": 2.0}, "class 'class-0' has 9 images.*need at least 16"),
         ({"way": 5, "shot": 1, "query": "all", "dirichlet": 2.0}, "need a number of queries"),
     ],
 )
 def test_too_few_classes_or_images_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        check_sizes(np.bincount(unequal_labels()), NAMES, **settings)  # type: ignore[arg-type]
+        large_enough(np.bincount(unequal_labels()), NAMES, Shape(**settings))  # type: ignore[arg-type]
 
 
 # ---- predictions
@@ -169,10 +171,10 @@ def test_counts_do_not_depend_on_what_is_held_at_once(
 ) -> None:
     labels = np.repeat(np.arange(8), 9)
     features, members, head = clusters(labels), Members(labels, 8), make_head(spec)
-    episodes = draw(members, way=5, shot=2, query=query, episodes=70, seed=0)
+    episodes = draw(members, Shape(5, 2, query), episodes=70, seed=0)
     whole = count_predictions(features, members, episodes, head, seed=0)
     for name in ("RULE_NUMBERS", "PRODUCT_NUMBERS", "GATHERED_NUMBERS", "EPISODE_NUMBERS"):
-        monkeypatch.setattr(predictions, name, 2_000)
+        monkeypatch.setattr(scoring, name, 2_000)
     assert torch.equal(count_predictions(features, members, episodes, head, seed=0), whole)
 
 
@@ -184,7 +186,7 @@ def test_a_plain_function_gives_the_same_as_the_built_in_head() -> None:
     labels = np.repeat(np.arange(8), 9)
     features, members = clusters(labels), Members(labels, 8)
     for query in (4, "all"):
-        episodes = draw(members, way=5, shot=2, query=query, episodes=30, seed=0)
+        episodes = draw(members, Shape(5, 2, query), episodes=30, seed=0)
         own = count_predictions(features, members, episodes, nearest_mean, seed=0)
         assert torch.equal(own, count_predictions(features, members, episodes, make_head("prototype"), seed=0))
 
@@ -230,7 +232,7 @@ def test_results_carry_their_protocol() -> None:
     values = results[0].as_dict()
     assert values == {
         "way": 5, "shot": 1, "query": 5, "episodes": 30, "seed": 9, "head": "knn:neighbours=1", "transductive": False,
-        "split": "val", "mean": 100.0, "ci95": 0.0, "query_dirichlet": None, "skipped": 2,
+        "split": "val", "mean": 100.0, "ci95": 0.0, "query_dirichlet": None, "skipped": 2, "without": "",
     }  # fmt: skip
 
 
@@ -252,7 +254,7 @@ def test_presets(name: str, head: str, expected: tuple[int | str, int]) -> None:
 
 
 def test_the_example_of_the_docstring_runs() -> None:
-    tried = doctest.testmod(library)
+    tried = doctest.testmod(accuracy)
     assert tried.attempted >= 6
     assert tried.failed == 0
 

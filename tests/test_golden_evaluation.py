@@ -18,8 +18,9 @@ from smkd.data.datasets import CIFAR, IMAGENET
 from smkd.fewshot.accuracy import accuracies, summary
 from smkd.fewshot.episodes import Episodes, Members
 from smkd.fewshot.features import pool
-from smkd.fewshot.heads import make_head, rule_products
-from smkd.fewshot.predictions import count_predictions, support_labels
+from smkd.fewshot.head import rule_products
+from smkd.fewshot.heads import make_head
+from smkd.fewshot.scoring import count_predictions, support_labels
 from smkd.fewshot.sgd import Classifier, Start, train_dist, train_softmax
 
 PARTS = {"cls": "cls", "avg": "mean", "wavg": "weighted_mean"}

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from smkd.errors import ConfigError
 from smkd.fewshot import heads
-from smkd.fewshot.heads import head_names, make_head, rule_products
+from smkd.fewshot.head import rule_products
+from smkd.fewshot.heads import head_names, make_head
 from smkd.fewshot.sgd import Classifier, Start, train_dist, train_softmax
 
 Array = NDArray[np.float64]

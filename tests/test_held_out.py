@@ -16,7 +16,7 @@ from smkd.data.datasets import describe, open_split
 from smkd.data.image_split import split_of_images
 from smkd.engine.selection import Selection
 from smkd.errors import DataError
-from smkd.fewshot.held_out import paired_gain
+from smkd.fewshot.intervals import of_paired_gain
 
 SPLITS = ("train", "val", "test")
 
@@ -84,14 +84,14 @@ def test_the_interval_of_a_paired_gain_holds_its_level() -> None:
     for _ in range(400):
         first = rng.random(30) < 0.6
         second = np.where(rng.random(30) < 0.8, first, rng.random(30) < 0.75)
-        gain = paired_gain(first, second)
+        gain = of_paired_gain(first, second)
         # 0.2 of the images are drawn anew: 0.6 becomes 0.75 there
         inside += gain.low <= 100 * 0.2 * (0.75 - 0.6) <= gain.high
     assert inside / 400 > 0.93
-    same = paired_gain(first, first)
+    same = of_paired_gain(first, first)
     assert same.points == 0
     assert same.low < 0 < same.high
-    assert paired_gain(np.zeros(50, bool), np.ones(50, bool)).low > 80
+    assert of_paired_gain(np.zeros(50, bool), np.ones(50, bool)).low > 80
 
 
 def test_patience_counts_validations_without_a_gain() -> None:

@@ -123,5 +123,34 @@ def test_right_imports_pass(module: tuple[str, ...], source: str) -> None:
     assert violations(source, module) == []
 
 
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Modules that import one another in a circle, the first one found; none if there is no circle."""
+    done: set[str] = set()
+
+    def walk(name: str, way: list[str]) -> list[str]:
+        if name in way:
+            return way[way.index(name) :]
+        if name in done:
+            return []
+        found = next((each for other in sorted(graph[name]) if (each := walk(other, [*way, name]))), [])
+        done.add(name)
+        return found
+
+    return next((found for name in sorted(graph) if (found := walk(name, []))), [])
+
+
+def test_no_modules_import_one_another() -> None:
+    # an __init__ hands out what the modules of its package hold
+    names = {".".join(("smkd", *module)): module for module in modules() if module[-1] != "__init__"}
+    graph = {}
+    for name, module in names.items():
+        text = SOURCE.joinpath(*module).with_suffix(".py").read_text(encoding="utf-8")
+        # `from smkd.a import b` imports the module smkd.a.b if there is one, and something of smkd.a otherwise
+        found = [target if target in names else target.rpartition(".")[0] for _, target in imported(text, module)]
+        graph[name] = {target for target in found if target in names} - {name}
+    assert circle(graph) == []
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c"]
+
+
 def test_unknown_package_is_explained() -> None:
     assert "unknown package smkd.serving" in violations("", ("serving", "x"))[0]

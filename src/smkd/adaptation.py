@@ -21,8 +21,8 @@ from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError, DataError
-from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
-from smkd.fewshot.held_out import HeldOutImages, Verdicts, verdicts
+from smkd.fewshot.accuracy import Result, evaluate_features
+from smkd.fewshot.validation import FewShotValidation, HeldOutImages, Verdicts, backbone_features, verdicts
 from smkd.interop.architecture import Architecture
 from smkd.interop.load import MARK
 
@@ -221,19 +221,21 @@ def _rate(config: RunConfig) -> Settings:
 
 
 def _protocol(images: Images, split: str, held_out: HeldOut) -> Settings:
-    """Ways, shots and queries that a split has enough classes and images for.
+    """Ways, shots and queries that the classes with two images or more allow; the others fall out, and are named.
 
     Raises:
-        DataError: held-out classes are fewer than two, or one has a single image.
+        DataError: fewer than two held-out classes have two images.
     """
-    smallest, way = int(np.bincount(images.labels).min()), len(images.class_names)
-    if smallest < 2 or way < 2:
+    sizes = np.bincount(images.labels, minlength=len(images.class_names))
+    large = sizes[sizes >= 2]
+    if len(large) < 2:
         if held_out == "images":  # no episodes are drawn
             return {}
         raise DataError(
-            f"the {split} split has {way} classes, the smallest with {smallest} images; measuring needs two classes "
-            "with two images each"
+            f"the {split} split has {len(sizes)} classes, the smallest with {sizes.min()} images; measuring needs two "
+            "classes with two images each"
         )
+    smallest, way = int(large.min()), len(large)
     shots = [shot for shot in SHOTS if smallest >= 2 * shot]
     return {"way": min(WAY, way), "shots": shots, "query": min(QUERY, smallest - shots[-1])}
 

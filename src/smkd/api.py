@@ -14,13 +14,16 @@ import torch
 from smkd.config.loading import changed, resolve
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.data.datasets import open_split
+from smkd.data.hub import PREFIX as HUB
+from smkd.data.images import SPLITS
 from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
-from smkd.errors import ConfigError
-from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
+from smkd.errors import ConfigError, DataError
+from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.feature_file import Source, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
+from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -115,7 +118,7 @@ def open_features(
     Raises:
         SmkdError: there is no such source, or a setting does not fit it.
     """
-    given = dict(changes or {})
+    given = changes or {}
     name = str(what)
     if Path(name).suffix in FEATURE_SUFFIXES:
         return _open_file(name, given)
@@ -135,6 +138,7 @@ def open_features(
         config = changed(config, given)
         with file.open("rb") as opened:
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    _check_data(name, config)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)
     return Opened(name, _about(source, name, config, stream, digest), protocol, stream)
@@ -146,20 +150,30 @@ def random_backbone(config: RunConfig) -> VisionTransformer:
     return VisionTransformer.from_config(config.model).eval()
 
 
-def _open_file(name: str, given: dict[str, Any]) -> Opened:
+def _open_file(name: str, given: Mapping[str, Any]) -> Opened:
     about = read_source(Path(name))
-    split = given.get("evaluation", {}).pop("split", None)
+    split = given.get("evaluation", {}).get("split")
     if split and about.split and split != about.split:
         raise ConfigError(f"'{name}' holds features of {about.split} classes, not of {split}")
     # a file's images and network are what they are
     for group, values in given.items():
-        for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-            if value is not None and (group, key) != ("accelerator", ""):
-                raise ConfigError(
-                    f"'{name}' is a feature file: {f'{group}.{key}'.strip('.')}={value} cannot be changed"
-                )
-    known = {"split": about.split} if about.split in ("train", "val", "test") else {}
+        for key, value in values.items() if isinstance(values, Mapping) else [("", values)]:
+            place = f"{group}.{key}".strip(".")
+            if value is not None and place not in ("accelerator", "evaluation.split"):
+                raise ConfigError(f"'{name}' is a feature file: {place}={value} cannot be changed")
+    said = about.split or split  # other programs' files do not say it
+    known = {"split": said} if said in SPLITS else {}
     return Opened(name, about, ProtocolConfig.model_validate(known), None)
+
+
+def _check_data(name: str, config: RunConfig) -> None:
+    """Raise `DataError` if the images of a run are no longer where they were."""
+    root = config.data.root
+    if config.data.dataset == "patterns" or (root is not None and (root.exists() or str(root).startswith(HUB))):
+        return
+    gone = "does not say where its images lie" if root is None else f"has its images in '{root}', which does not exist"
+    here = "" if root is None or root.is_absolute() else f" in '{Path.cwd()}'"
+    raise DataError(f"'{name}' {gone}{here}; say where they are: --data FOLDER")
 
 
 def _stream(source: VisionTransformer | Literal["pixels"], config: RunConfig, protocol: ProtocolConfig) -> Stream:

@@ -14,6 +14,7 @@ import gradio as gr
 from smkd.app.answers import Answer, Lesson, answer, learn, reasons
 from smkd.app.support import Photo, Support, taken, zip_classes
 from smkd.classify.encoder import Encoder
+from smkd.classify.left_out import LeftOutAccuracy
 from smkd.errors import DataError, SmkdError
 
 MOST_QUERIES = 50
@@ -57,8 +58,8 @@ def set_photos(encoder: Encoder, number: int, shots: Shots, support: Support) ->
     paths, before = _paths(shots), support.photos(number)
     if paths == [photo.path for photo in before]:
         return gr.skip(), gr.skip(), gr.skip()
-    photos, refused = taken(encoder, paths, before)
     try:
+        photos, refused = taken(encoder, paths, before)
         changed = support.with_photos(number, photos)
     except SmkdError as error:
         return gr.skip(), [photo.path for photo in before], wrong(error)
@@ -92,7 +93,8 @@ def press_learn(
         shutil.rmtree(Path(old).parent, ignore_errors=True)
     label = f"Download the classifier ({file.stat().st_size / 1e6:.1f} MB)"
     button = gr.DownloadButton(label, value=str(file), visible=True)
-    return lesson, f"<p role='status'>{html.escape(_summary(lesson))}</p>", button
+    said = f"<p role='status'>{html.escape(_summary(lesson))}</p>{_by_class(lesson.classifier.left_out_)}"
+    return lesson, said, button
 
 
 def take(encoder: Encoder, shots: Shots, before: Sequence[Photo]) -> tuple[Any, Any, Any]:
@@ -100,7 +102,10 @@ def take(encoder: Encoder, shots: Shots, before: Sequence[Photo]) -> tuple[Any, 
     paths = _paths(shots)
     if paths == [photo.path for photo in before]:
         return gr.skip(), gr.skip(), gr.skip()
-    photos, refused = taken(encoder, paths[:MOST_QUERIES], before)
+    try:
+        photos, refused = taken(encoder, paths[:MOST_QUERIES], before)
+    except SmkdError as error:
+        return gr.skip(), [photo.path for photo in before], wrong(error)
     if len(paths) > MOST_QUERIES:
         refused.insert(0, f"at most {MOST_QUERIES} photographs at once; `smkd predict` takes any number")
     return tuple(photos), _shots(photos, paths), wrong(*refused)
@@ -126,6 +131,12 @@ def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: f
     answers = [answer(lesson, photo, reject) for photo in queries]
     captions = [(each.photo.path, _caption(each)) for each in answers]
     return [captions, *_explained(lesson, answers[min(chosen, len(answers) - 1)], reject)]
+
+
+def threshold(lesson: Lesson | None, reject: float) -> str:
+    """What 'none of these' at a threshold keeps and catches, by the left-out photographs."""
+    said = "" if lesson is None else lesson.classifier.left_out_.threshold(reject, "photographs")
+    return f"<p>By the photographs that were left out, this {said}.</p>" if said else ""
 
 
 def wrong(*lines: object) -> str:
@@ -154,9 +165,19 @@ def _summary(lesson: Lesson) -> str:
         return f"{begin} How well is unknown, and so is 'none of these': no class has two photographs."
     low, high = (100 * share for share in left.interval)
     return (
-        f"{begin} Of {left.images} photographs, each classified without having been learned from, {left.right} "
-        f"({100 * left.share:.0f} %, 95 % interval {low:.0f} to {high:.0f}) got their own class."
+        f"{begin} Of {left.images} photographs, each classified without having been learned from, "
+        f"{100 * left.mean:.0f} % got their own class in the mean over classes (95 % interval {low:.0f} to {high:.0f})."
     )
+
+
+def _by_class(left: LeftOutAccuracy) -> str:
+    """A line a class, the worst first."""
+    lines = [f"<li>{html.escape(each.name)}: {each.right} of {each.images}</li>" for each in left.worst_first]
+    if not lines:
+        return ""
+    single = [each.name for each in left.by_class if not each.images]
+    lines += [f"<li>{html.escape(name)}: one photograph, not left out</li>" for name in single]
+    return f"<ul class='shares'>{''.join(lines)}</ul>"
 
 
 def _caption(given: Answer) -> str:

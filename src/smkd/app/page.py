@@ -39,6 +39,7 @@ CSS = """
 .said:not(:has(p)) { display: none; }
 .said p { margin: 0; padding: .55rem .8rem; border-radius: 8px; background: var(--background-fill-secondary);
           border-left: 4px solid var(--color-accent); color: var(--body-text-color); overflow-wrap: anywhere; }
+.said ul.shares { columns: 14rem; margin: .5rem 0 0; font-size: .9rem; } .said li { overflow-wrap: anywhere; }
 .said p.wrong { border-left-color: #d33; }
 .answer { font-size: 1.3rem; overflow-wrap: anywhere; } .answer strong { font-weight: 650; }
 .answer small { display: block; font-size: .9rem; color: var(--body-text-color-subdued); }
@@ -89,6 +90,7 @@ def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Block
                     0, 1, REJECT, step=0.05, label="None of these, if the chance of any class is below",
                     info="0 never; 0.5 where a known and an unknown class are as likely; 1 nearly always",
                 )  # fmt: skip
+                weighed = gr.HTML(elem_classes="said", elem_id="threshold")
                 refused = gr.HTML(elem_classes="said")
             with gr.Column(min_width=300):
                 answered = gr.HTML(elem_classes="answer", elem_id="answer")
@@ -105,6 +107,10 @@ def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Block
         _when(
             [queries.change, lesson.change, reject.change], events.show, [chosen, *given], [tried, *shown],
             trigger_mode="always_last",
+        )  # fmt: skip
+        _when(
+            [lesson.change, reject.change], events.threshold, [lesson, reject], [weighed], trigger_mode="always_last",
+            show_progress="hidden",
         )  # fmt: skip
         # a press while another is being answered would be dropped, and the gallery does not tell it twice
         _when(tried.select, events.press, given, [chosen, tried, *shown], trigger_mode="multiple")

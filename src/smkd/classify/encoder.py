@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smkd.classify.pictures import Picture, Pictures
+from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
+from smkd.classify.storage import WEIGHTS
 from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
 from smkd.config.section import Positive
@@ -115,8 +116,7 @@ class Encoder:
         """Features of every image, float32 [images, dim]; raises `DataError` naming the first unreadable one."""
         encoded = self.readable(items)
         if encoded.unreadable:
-            # says what is wrong with it
-            Pictures(items).load(next(i for i in range(len(items)) if i not in set(encoded.rows.tolist())))
+            raise InputError(encoded.unreadable[0])
         return encoded.values
 
     def readable(self, items: Sequence[Picture], track: Track | None = None) -> Encoded:
@@ -125,21 +125,27 @@ class Encoder:
         Args:
             items: paths, Pillow images or uint8 arrays [height, width, 3].
             track: shows progress.
+
+        Raises:
+            DataError: an image for which the network gives NaN or infinity; `items` is no list.
         """
-        images = Pictures(items)
+        found = as_pictures(items)
+        if found is None and len(items):
+            raise InputError("expected images: paths, Pillow images or uint8 arrays [height, width, 3]")
+        images = Pictures(found or [])
         stream = self._stream(images)
         shown = stream if track is None else track(stream, len(stream.loader))
-        with self._few_threads(len(items)):
+        with self._few_threads(len(images)):
             parts = list(shown)
         values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
         rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
-        missing = sorted(set(range(len(items))) - set(rows.tolist()))
+        missing = sorted(set(range(len(images))) - set(rows.tolist()))
         return Encoded(values.numpy(), rows, [_reason(images, index) for index in missing])
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings as plain values, and weights by name, for `restored`."""
         weights = {} if self.backbone is None else self.backbone.state_dict()
-        kept = {f"backbone.{name}": value for name, value in weights.items() if name != "mask_token"}
+        kept = {f"{WEIGHTS}{name}": value for name, value in weights.items() if name != "mask_token"}
         return self.config.model_dump(mode="json"), kept
 
     @staticmethod
@@ -149,8 +155,7 @@ class Encoder:
         if config.model is None:
             return Encoder(config, None, accelerator=accelerator)
         backbone = VisionTransformer.from_config(config.model)
-        prefix = "backbone."
-        backbone.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        backbone.load_state_dict({k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)})
         return Encoder(config, backbone, accelerator=accelerator)
 
     @contextmanager

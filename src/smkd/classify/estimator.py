@@ -4,51 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, FiniteFloat, ValidationError
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
 from smkd.classify import storage
-from smkd.classify.calibration import Known, familiarity, fit_known, interval, temperature
-from smkd.classify.choice import AUTO, check_head, choose_head
 from smkd.classify.encoder import Encoder, open_encoder
-from smkd.classify.learning import Learned, left_out
-from smkd.classify.pictures import InputError, is_pictures
+from smkd.classify.known import Familiarities, Known, familiarity
+from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, left_out, temperature
+from smkd.classify.pictures import InputError, as_pictures
 from smkd.config.schema import RunConfig, Section
-from smkd.errors import CheckpointError, ConfigError
+from smkd.errors import CheckpointError, ConfigError, DataError
+from smkd.fewshot.features import check_finite, plain
+from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import make_head
 from smkd.models.vit import VisionTransformer
 
 KIND = "classifier"
-
-
-class LeftOutAccuracy(NamedTuple):
-    """Support images that are given their own class by a classifier that has not seen them.
-
-    Attributes:
-        right: how many are.
-        images: how many were left out; none if no class has two images.
-    """
-
-    right: int
-    images: int
-
-    @property
-    def share(self) -> float:
-        """From 0 to 1."""
-        return self.right / self.images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the share."""
-        return interval(self.right, self.images)
+PARTS = {"own": torch.bool, "known": torch.float64, "strange": torch.float64}
+"""What a file holds of `LeftOutAccuracy` besides labels and classes."""
 
 
 class _Settings(Section):
@@ -58,8 +39,8 @@ class _Settings(Section):
     head: str
     chosen: str
     seed: int
-    temperature: float
-    known: tuple[float, float] | None
+    temperature: Annotated[FiniteFloat, Field(gt=0)]
+    known: tuple[FiniteFloat, FiniteFloat] | None
     left_out: tuple[int, int]
     classes: list[bool | int | float | str]
     label_type: str
@@ -94,7 +75,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         support_labels_: int64 [images], places in `classes_`.
         temperature_: probabilities are softmax(scores / temperature).
         known_: what tells known classes from unknown ones; None if no class has two images.
-        left_out_: accuracy on support images that were left out.
+        left_out_: what left-out support images say: accuracy of each class, the mean over classes with its interval,
+            and what a threshold for `reject` keeps and catches.
         encoder_: from images to features; None without a backbone.
     """
 
@@ -204,9 +186,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         encoder, tensors = (None, {}) if self.encoder_ is None else self.encoder_.saved()
         tensors["support"] = torch.from_numpy(self.support_)
         tensors["labels"] = torch.from_numpy(self.support_labels_)
+        tensors |= {
+            f"left_out.{part}": torch.tensor(getattr(self.left_out_, part), dtype=kind) for part, kind in PARTS.items()
+        }
         settings = _Settings(
             encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
-            known=self.known_, left_out=self.left_out_, classes=self.classes_.tolist(),
+            known=self.known_, left_out=(self.left_out_.right, self.left_out_.images), classes=self.classes_.tolist(),
             label_type=self.classes_.dtype.str,
         )  # fmt: skip
         storage.write(Path(path), KIND, settings.model_dump(mode="json"), tensors)
@@ -225,19 +210,24 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             if settings.encoder is not None:
                 encoder = Encoder.restored(settings.encoder, tensors, accelerator)
             support, labels = tensors["support"].float(), tensors["labels"].long()
+            check_finite(support.flatten(1), f"'{path}': support")
             classes = np.array(settings.classes, dtype=np.dtype(settings.label_type))
             if support.ndim != 2 or not torch.equal(labels.unique(), torch.arange(len(classes))):
                 raise ValueError("the labels are not those of the classes")
             if len(support) != len(labels) or (encoder is not None and encoder.dim != support.shape[1]):
                 raise ValueError("the features are not those of the backbone")
+            left = _left_out(tensors, classes, labels)
         except (KeyError, TypeError, ValidationError, ValueError, RuntimeError) as error:
             raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
         loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
         loaded.encoder_ = encoder
         loaded._keep(support, labels, classes, settings.chosen)
+        if left is None:  # a file from before they were kept
+            loaded._leave_out()
+        else:
+            loaded.left_out_ = left
         loaded.temperature_ = settings.temperature
         loaded.known_ = None if settings.known is None else Known(*settings.known)
-        loaded.left_out_ = LeftOutAccuracy(*settings.left_out)
         return loaded
 
     def _learn(self, features: NDArray[np.float32], y: NDArray[Any]) -> None:
@@ -247,10 +237,19 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         support, labels = torch.from_numpy(features), torch.from_numpy(places.astype(np.int64))
         chosen = choose_head(support, labels, self.seed) if self.head == AUTO else self.head
         self._keep(support, labels, classes, chosen)
-        left = left_out(self._learned.head, support, labels, self.seed)
+        left = self._leave_out()
         self.temperature_ = temperature(left, self._learned)
-        self.known_ = fit_known(support, labels)
-        self.left_out_ = LeftOutAccuracy(left.right, len(left.truth))
+
+    def _leave_out(self) -> LeftOut:
+        """What left-out images say, apart from the temperature."""
+        support, labels = self._learned.support[0], self._learned.labels[0]
+        left, familiarities = left_out(self._learned.head, support, labels, self.seed), Familiarities(support, labels)
+        self.known_ = familiarities.fit()
+        known, strange = ((), ()) if self.known_ is None else map(tuple, familiarities.chances(self.known_))
+        self.left_out_ = LeftOutAccuracy(
+            tuple(map(str, self.classes_)), tuple(labels.tolist()), tuple(left.own.tolist()), known, strange
+        )
+        return left
 
     def _keep(self, support: Tensor, labels: Tensor, classes: NDArray[Any], chosen: str) -> None:
         # no training features are at hand: what 'simpleshot:transform=cl2n' subtracts is the support's mean
@@ -265,29 +264,47 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return self._learned.scores(torch.from_numpy(features))
 
     def _checked(self, X: Any, y: Any, *, reset: bool) -> tuple[NDArray[np.float32], NDArray[Any]]:  # noqa: N803
-        features = self._features(X, y, reset=reset)
         try:
+            plain(y, "y")
+            features = self._features(X, y, reset=reset)
             labels: NDArray[Any] = column_or_1d(y, warn=True)
             check_consistent_length(features, labels)
             check_classification_targets(labels)
-        except ValueError as error:
+        except (ValueError, DataError) as error:
             raise InputError(_line(error)) from error
         return features, labels
 
     def _features(self, X: Any, y: Any | Literal["no_validation"], *, reset: bool) -> NDArray[np.float32]:  # noqa: N803
-        if is_pictures(X):
+        images = as_pictures(X)
+        if images is not None:
             if self.encoder_ is None:
                 raise InputError("X is images, but there is no backbone: add backbone=, or give features [n, dim]")
-            return self.encoder_(list(X))
+            return self.encoder_(images)
+        checked = {"X": X} if y is None and not reset else {"X": X, "y": y}
         try:
-            checked = {"X": X} if y is None and not reset else {"X": X, "y": y}
-            values = validate_data(self, **checked, dtype=np.float32, reset=reset)
-        except ValueError as error:
+            # which rows are not finite is said below
+            values = validate_data(self, **checked, dtype=np.float32, reset=reset, ensure_all_finite=False)
+            found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0], order="C")
+            check_finite(found, "X")
+        except (ValueError, DataError) as error:
             raise InputError(_line(error)) from error
-        found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0])
         if self.encoder_ is not None and found.shape[1] != self.encoder_.dim:
             raise InputError(f"X has {found.shape[1]} features, but those of the backbone are {self.encoder_.dim}")
         return found
+
+
+def _left_out(tensors: dict[str, Tensor], classes: NDArray[Any], labels: Tensor) -> LeftOutAccuracy | None:
+    """From the tensors of a file; raises `KeyError` or `ValueError` where they do not fit. None if there are none."""
+    if "left_out.own" not in tensors:
+        return None
+    parts = {part: tuple(tensors[f"left_out.{part}"].to(kind).tolist()) for part, kind in PARTS.items()}
+    spare = int((labels.bincount()[labels] > 1).sum())
+    wanted = {"own": spare, "known": spare, "strange": len(labels) if spare and len(classes) > 2 else 0}
+    if {part: len(values) for part, values in parts.items()} != wanted:
+        raise ValueError("the left-out images are not those of the support")
+    if not all(0 <= chance <= 1 for chance in parts["known"] + parts["strange"]):
+        raise ValueError("the chances are none")
+    return LeftOutAccuracy(tuple(map(str, classes)), tuple(labels.tolist()), **parts)
 
 
 def _check_among(y: Any, classes: Sequence[Any] | None) -> None:
@@ -297,5 +314,5 @@ def _check_among(y: Any, classes: Sequence[Any] | None) -> None:
             raise InputError(f"label '{others[0]}' is not among classes=")
 
 
-def _line(error: ValueError) -> str:
+def _line(error: Exception) -> str:
     return " ".join(str(error).split())

@@ -16,6 +16,7 @@ from smkd.data.decoding import as_rgb, decode, read_file
 from smkd.data.formats import class_folders, find_images, foreign_line, warn
 from smkd.data.images import SPLITS, FolderImages
 from smkd.errors import DataError
+from smkd.fewshot.features import plain
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """Path of an image file, Pillow image, or uint8 [height, width, 3]."""
@@ -25,19 +26,29 @@ class InputError(DataError, ValueError):
     """What was given does not fit; a ValueError too, as scikit-learn's callers expect."""
 
 
-def is_pictures(given: Any) -> bool:
-    """Whether something given as X is images and not features.
+def as_pictures(given: Any) -> list[Picture] | None:
+    """Images that were given as X, as a list; None if X is no images but features.
+
+    Args:
+        given: a list, an array, a Series or a frame of one column.
 
     Raises:
-        InputError: one image, or one path, where a list belongs.
+        InputError: one image or path, or a generator, where a list belongs.
     """
     if isinstance(given, str | Path | Image.Image):
         name = f"'{given}'" if isinstance(given, str | Path) else "a Pillow image"
         raise InputError(f"X is {name}; give a list of images, also for one")
-    if isinstance(given, np.ndarray):
-        paths = given.ndim == 1 and len(given) > 0 and _is_picture(given[0])
-        return paths or (given.dtype == np.uint8 and given.ndim == 4)
-    return isinstance(given, list | tuple) and len(given) > 0 and _is_picture(given[0])
+    try:
+        items = plain(given, "X")
+    except DataError as error:
+        raise InputError(str(error)) from error
+    if isinstance(items, np.ndarray):
+        if items.dtype == np.uint8 and items.ndim == 4:
+            return list(items)
+        if items.ndim == 2 and items.shape[1] == 1:  # a frame of one column
+            items = items[:, 0]
+        return list(items) if items.ndim == 1 and len(items) and _is_picture(items[0]) else None
+    return list(items) if isinstance(items, list | tuple) and items and _is_picture(items[0]) else None
 
 
 def _is_picture(item: Any) -> bool:

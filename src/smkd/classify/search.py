@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from smkd.classify import storage
 from smkd.classify.encoder import Encoder
 from smkd.errors import CheckpointError, ConfigError
+from smkd.fewshot.features import check_finite
 
 KIND = "index"
 
@@ -45,9 +46,11 @@ class ImageIndex:
 
         Raises:
             ConfigError: `top` is below 1.
+            DataError: a query is not finite.
         """
         if top < 1:
             raise ConfigError(f"top={top}: should be 1 or more")
+        check_finite(query, "query")
         images, asked = (F.normalize(torch.from_numpy(part), dim=1) for part in (self.features, query))
         cosines, nearest = (asked @ images.T).topk(min(top, len(self.names)), dim=1)
         return [
@@ -72,6 +75,7 @@ class ImageIndex:
 
         Raises:
             CheckpointError: missing, cut short, or not an index.
+            DataError: features that are not finite.
         """
         settings, tensors = storage.read(Path(path), KIND)
         try:
@@ -84,6 +88,7 @@ class ImageIndex:
             raise CheckpointError(
                 f"'{path}': features are {list(features.shape)}, expected {[len(names), encoder.dim]}; make it again"
             )
+        check_finite(features, f"'{path}'", lambda row: f"of '{names[row]}'")
         return ImageIndex(encoder, features, names)
 
 

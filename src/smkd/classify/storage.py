@@ -20,6 +20,8 @@ from smkd.errors import CheckpointError
 
 KEY = "smkd"
 FORMAT = 1
+WEIGHTS = "backbone."
+"""What the names of a backbone's weights begin with."""
 MAKERS = {"classifier": "smkd fit", "index": "smkd index"}
 """Kinds of files, and what makes them."""
 
@@ -52,7 +54,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors of a file that `write` made.
 
     Raises:
-        CheckpointError: missing, cut short, or of another kind.
+        CheckpointError: missing, cut short, of another kind, or with weights that are not finite.
     """
     if not path.is_file():
         there = "is a folder" if path.is_dir() else "does not exist"
@@ -68,6 +70,9 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not isinstance(header, dict) or found != MAKERS[kind]:
         made = f"was made by `{found}`" if found else "holds other tensors"
         raise CheckpointError(f"'{path}' {made}; expected a file of `{MAKERS[kind]}`")
+    for name, tensor in tensors.items():
+        if name.startswith(WEIGHTS) and not tensor.isfinite().all():
+            raise CheckpointError(f"'{path}': the weights '{name}' are NaN or infinite; make it again from good ones")
     if header.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is of format {header.get('format')}; this smkd reads {FORMAT}")
     return header["settings"], tensors

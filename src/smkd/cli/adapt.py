@@ -63,8 +63,7 @@ def next_commands(adapted: Adapted, data: str) -> list[str]:
 
 
 def _classes(adapted: Adapted) -> list[str]:
-    from smkd.fewshot.accuracy import Result
-    from smkd.fewshot.compare import compare_results
+    from smkd.fewshot.accuracy import Result, compare_results
 
     lines = []
     for before, after in zip(adapted.before, adapted.after, strict=True):
@@ -74,24 +73,23 @@ def _classes(adapted: Adapted) -> list[str]:
         if adapted.epoch:
             change = compare_results(before, after)
             line += f" -> {after} %, {change.difference:+.2f} ± {change.ci95:.2f} on the same episodes"
-        lines.append(line)
+        lines += [line, before.without] if before.without else [line]
     return lines
 
 
 def _images(adapted: Adapted) -> list[str]:
     import numpy as np
 
-    from smkd.classify.calibration import interval
-    from smkd.fewshot.held_out import paired_gain
+    from smkd.fewshot import intervals
 
     before, after = np.asarray(adapted.before), np.asarray(adapted.after)
 
     def shown(right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> str:
-        low, high = interval(int(right.sum()), len(right))
+        low, high = intervals.of_share(int(right.sum()), len(right))
         return f"{100 * right.mean():.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
     line = f"{len(before)} held-out images: {shown(before)}"
     if adapted.epoch:
-        gain = paired_gain(before, after)
+        gain = intervals.of_paired_gain(before, after)
         line += f" -> {shown(after)}, {gain.points:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}) on the same images"
     return [line]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smkd.cli.output import write_json, write_text
+from smkd.data.class_split import listed
 from smkd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -18,8 +19,12 @@ if TYPE_CHECKING:
 
     from smkd.classify.encoder import Batches, Encoded, Encoder
     from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.left_out import LeftOutAccuracy
 
 NONE = "none of these"
+REJECTS = (0.3, 0.5, 0.7)
+"""Thresholds that are said something of."""
+SHOWN_CLASSES = 20
 Backbone = Annotated[
     str,
     typer.Option(
@@ -37,11 +42,14 @@ def fit(
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
     ] = "auto",
     recipe: Recipe = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write here what was learned and how well it does.")
+    ] = None,
 ) -> None:
     """Make a classifier from a few images per class."""
-    from smkd.classify.choice import check_head
     from smkd.classify.encoder import open_encoder
     from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.left_out import check_head
     from smkd.classify.pictures import support_images
 
     images = support_images(support)
@@ -54,6 +62,8 @@ def fit(
     classifier = FewShotClassifier(encoder, head)
     classifier.fit(_all(encoder, paths), [images.class_names[label] for label in images.labels])
     classifier.save(out)
+    if json_file is not None:
+        write_json(json_file, _record(classifier))
     _say(_summary(classifier, head))
     typer.echo(f"written: {out}")
 
@@ -85,7 +95,8 @@ def predict(
         write_text(csv_file, _table(answers), "--csv")
     if json_file is not None:
         unread = [str(path) for row, path in enumerate(paths) if row not in set(encoded.rows.tolist())]
-        write_json(json_file, {"images": answers, "unreadable": unread})
+        left = loaded.left_out_.as_dict(REJECTS if reject is None else [reject])
+        write_json(json_file, {"images": answers, "unreadable": unread, "left_out": left})
     for answer in answers:
         typer.echo(_line(answer))
     _count_unreadable(encoded)
@@ -151,7 +162,7 @@ def _count_unreadable(encoded: Encoded) -> None:
 
 def _summary(classifier: FewShotClassifier, head: str) -> list[str]:
     """What was learned, a line each."""
-    from smkd.classify.choice import SHOTS
+    from smkd.classify.left_out import SHOTS
 
     names = classifier.classes_.tolist()
     counts = [int((classifier.support_labels_ == label).sum()) for label in range(len(names))]
@@ -160,18 +171,40 @@ def _summary(classifier: FewShotClassifier, head: str) -> list[str]:
     if head == "auto":
         why = "chosen by cross-validation" if low >= SHOTS else f"auto needs {SHOTS} images of every class to choose"
         chosen += f" ({why})"
-    left = classifier.left_out_
-    if left.images:
-        from_, to = (100 * share for share in left.interval)
-        accuracy = f"{100 * left.share:.1f} % of {left.images} images (95 % interval {from_:.1f} to {to:.1f})"
-    else:
-        accuracy = "unknown: no class has two images; probabilities are a guess, and --reject is not possible"
     return [
         f"classes: {len(names)} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
         f"images: {sum(counts)}, {low if low == high else f'{low} to {high}'} per class",
         f"head: {chosen}",
-        f"leave-one-out accuracy: {accuracy}",
+        *_left_out(classifier.left_out_),
     ]
+
+
+def _left_out(left: LeftOutAccuracy) -> list[str]:
+    """How well the classifier does: in the mean, for each class, and with --reject."""
+    begin = "leave-one-out accuracy:"
+    if not left.images:
+        return [f"{begin} unknown: no class has two images; probabilities are a guess, and --reject is not possible"]
+    low, high = left.interval
+    asked, single = left.worst_first, [each.name for each in left.by_class if not each.images]
+    lines = [
+        f"{begin} {100 * left.mean:.1f} %, the mean over {len(asked)} classes, of {left.images} images "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f})",
+        *(f"  {each.name}: {each.right} of {each.images}" for each in asked[:SHOWN_CLASSES]),
+    ]
+    if len(asked) > SHOWN_CLASSES:
+        lines.append(f"  and {len(asked) - SHOWN_CLASSES} classes that do as well or better (--json has all)")
+    if single:
+        lines.append(f"  not left out, as they have one image: {listed(single)}")
+    return [*lines, *(f"--reject {reject}: {said}" for reject in REJECTS if (said := left.threshold(reject)))]
+
+
+def _record(classifier: FewShotClassifier) -> dict[str, Any]:
+    """What was learned, as plain values."""
+    labels = classifier.support_labels_.tolist()
+    return {
+        "classes": {str(name): labels.count(label) for label, name in enumerate(classifier.classes_)},
+        "head": classifier.head_, "left_out": classifier.left_out_.as_dict(REJECTS),
+    }  # fmt: skip
 
 
 def _answers(

@@ -51,7 +51,7 @@ class Precision(StrEnum):
 
 
 class Preset(StrEnum):
-    """Named ways of measuring (`smkd.fewshot.protocols`)."""
+    """Named ways of measuring (`smkd.fewshot.accuracy.PRESETS`)."""
 
     paper = "paper"
     standard = "standard"
@@ -116,6 +116,7 @@ def features(
     from rich.progress import track
 
     from smkd import api
+    from smkd.data.class_split import listed
     from smkd.engine.runlog import console
     from smkd.fewshot.feature_file import FeatureWriter
 
@@ -130,9 +131,14 @@ def features(
         for values, labels in track(stream, f"{opened.about.split} features", len(stream.loader), console=console,
                                     disable=not console.is_terminal):  # fmt: skip
             writer.append(values, labels)
-    console.print(f"{out}: {writer.count} features of {stream.dim} numbers, {len(stream.images.class_names)} classes")
+    kept = set(writer.labels[: writer.count].tolist())
+    gone = [name for label, name in enumerate(stream.images.class_names) if label not in kept]
+    console.print(f"{out}: {writer.count} features of {stream.dim} numbers, {len(kept)} classes")
     if writer.count < len(stream.images):
         console.print(f"{len(stream.images) - writer.count} unreadable images left out")
+    if gone:
+        said = f"{len(gone)} classes fall out, as none of their images can be read: {listed(gone)}"
+        console.print(said, markup=False)
 
 
 def evaluate(
@@ -223,8 +229,7 @@ def compare(
     """Which of two is better, on the same episodes, with the 95 % interval of the difference."""
     from smkd import api
     from smkd.engine.runlog import console
-    from smkd.fewshot.accuracy import evaluate_features
-    from smkd.fewshot.compare import compare_results
+    from smkd.fewshot.accuracy import compare_results, evaluate_features
     from smkd.fewshot.features import check_same_images
     from smkd.viz import measured
 
@@ -282,7 +287,7 @@ def _changes(
 def _protocol(own: ProtocolConfig, preset: Preset | None, given: dict[str, Any]) -> ProtocolConfig:
     """A run's way of measuring, less what a preset and options change."""
     from smkd.config.loading import check_protocol
-    from smkd.fewshot.protocols import with_preset
+    from smkd.fewshot.accuracy import with_preset
 
     changes = {key: value for key, value in given.items() if value is not None}
     if preset is not None:

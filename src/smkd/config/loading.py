@@ -24,6 +24,8 @@ MACHINE_KEYS = frozenset((
     "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
     "compile", "recompute",
 ))  # fmt: skip
+PLACES = frozenset(("data.root", "data.split_file", "init"))
+"""Paths: the same place by another path is the same."""
 KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""
 
@@ -189,8 +191,14 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
+        if not _same(key, before.get(key), after.get(key)) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
     ]
+
+
+def _same(key: str, before: Any, after: Any) -> bool:
+    if key in PLACES and before is not None and after is not None:
+        before, after = os.path.realpath(before), os.path.realpath(after)
+    return bool(before == after)
 
 
 def _parse(text: str, name: str) -> dict[str, Any]:

@@ -1,23 +1,57 @@
-"""Accuracy over episodes with its 95 % interval and the protocol it was measured by."""
+"""Accuracy over episodes with its 95 % interval and the protocol it was measured by; two of them compared."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields
-from typing import Any
+import warnings
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from smkd.config.schema import ProtocolConfig, RunConfig
-from smkd.data.datasets import Images, configured_spec, open_split, open_validation
-from smkd.data.loader import worker_count
-from smkd.engine.device import autocast_type
-from smkd.fewshot.episodes import Members, check_sizes, draw
-from smkd.fewshot.features import Features, Stream, backbone_stream
-from smkd.fewshot.heads import Head, make_head
-from smkd.fewshot.predictions import count_predictions
-from smkd.models.vit import VisionTransformer
+from smkd.config.loading import check_protocol
+from smkd.config.schema import ProtocolConfig
+from smkd.errors import DataError
+from smkd.fewshot.episodes import Members, Shape, draw, large_enough, too_small
+from smkd.fewshot.features import Features, as_features, plain
+from smkd.fewshot.head import Head
+from smkd.fewshot.heads import make_head
+from smkd.fewshot.scoring import count_predictions
+
+
+class Preset(NamedTuple):
+    """Queries per class and number of episodes.
+
+    Attributes:
+        classifier_episodes: episodes of the SGD classifier, which the authors run less often.
+    """
+
+    query: int | str
+    episodes: int
+    classifier_episodes: int
+
+
+PRESETS = {
+    # the authors of SMKD: every image outside the support is a query
+    "paper": Preset("all", 10_000, 1_000),
+    # 15 queries, as most papers since 2018
+    "standard": Preset(15, 10_000, 10_000),
+    # as papers up to 2019 did (Chen et al., ICLR 2019)
+    "fair600": Preset(15, 600, 600),
+}
+
+
+def with_preset(protocol: ProtocolConfig, name: str) -> ProtocolConfig:
+    """The protocol with a preset's queries and episodes, which depend on its head."""
+    preset = PRESETS[name]
+    is_classifier = protocol.head.partition(":")[0] == "classifier"
+    changes: dict[str, Any] = {
+        "query": preset.query,
+        "episodes": preset.classifier_episodes if is_classifier else preset.episodes,
+    }
+    return protocol.model_copy(update=changes)
 
 
 @dataclass(frozen=True)
@@ -37,7 +71,10 @@ class Result:
     query_dirichlet: float | None = None
     skipped: int = 0
     """Unreadable images that were left out."""
+    without: str = ""
+    """Classes that no episode has because they are too small, and why, in a sentence; nothing if there are none."""
     class_names: list[str] = field(default_factory=list, repr=False)
+    """Of the classes that episodes are drawn from."""
     classes: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False, compare=False)
     """int64 [episodes, way]: the class of each way."""
     counts: Tensor = field(default_factory=lambda: torch.empty(0, 0, 0), repr=False, compare=False)
@@ -87,50 +124,128 @@ def evaluate_features(features: Features, protocol: ProtocolConfig, base_mean: T
 
 def measure(features: Features, protocol: ProtocolConfig, shot: int, head: Head) -> Result:
     """Result of a head for one number of shots; `protocol.head` is only its name."""
+    shape = shape_of(protocol, shot)
     members = Members(features.labels, len(features.class_names))
-    sizes = {"way": protocol.way, "shot": shot, "query": protocol.query, "dirichlet": protocol.query_dirichlet}
-    check_sizes(members.sizes.numpy(), features.class_names, **sizes)  # type: ignore[arg-type]
-    episodes = draw(members, episodes=protocol.episodes, seed=protocol.seed, **sizes)  # type: ignore[arg-type]
+    names, sizes = features.class_names, members.sizes.numpy()
+    kept = large_enough(sizes, names, shape)
+    without = ""
+    if len(kept) < len(sizes):
+        without = too_small(sizes, names, shape)
+        members, names = members.of(kept), [names[label] for label in kept]
+    episodes = draw(members, shape, episodes=protocol.episodes, seed=protocol.seed)
     counts = count_predictions(features.values, members, episodes, head, protocol.seed)
     mean, ci95 = summary(accuracies(counts))
     return Result(
-        way=protocol.way, shot=shot, query=protocol.query, episodes=protocol.episodes, seed=protocol.seed,
+        way=shape.way, shot=shape.shot, query=shape.query, episodes=protocol.episodes, seed=protocol.seed,
         head=protocol.head, transductive=getattr(head, "transductive", False), split=protocol.split, mean=mean,
-        ci95=ci95, query_dirichlet=protocol.query_dirichlet, skipped=features.skipped,
-        class_names=features.class_names, classes=episodes.classes, counts=counts,
+        ci95=ci95, query_dirichlet=shape.dirichlet, skipped=features.skipped, without=without, class_names=names,
+        classes=episodes.classes, counts=counts,
     )  # fmt: skip
 
 
-def backbone_features(
-    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device,
-    images: Images | None = None,
-) -> Stream:  # fmt: skip
-    """Features of the protocol's split, or of other images."""
-    images = open_split(config.data, protocol.split) if images is None else images
-    return backbone_stream(
-        backbone, images, configured_spec(config.data), config.features,
-        resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
-        autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
+def shape_of(protocol: ProtocolConfig, shot: int) -> Shape:
+    """Of the protocol's episodes with one number of shots."""
+    return Shape(protocol.way, shot, protocol.query, protocol.query_dirichlet)
+
+
+def evaluate(
+    features: Any, labels: Any, *, head: str | Head = "prototype", way: int = 5, shot: int = 1, query: int | str = 15,
+    episodes: int = 10_000, seed: int = 0, query_dirichlet: float | None = None, base_features: Any = None,
+) -> Result:  # fmt: skip
+    """Few-shot accuracy of features, with its 95 % interval.
+
+    >>> import numpy as np
+    >>> from smkd import fewshot
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat(["ant", "bee", "cat", "dog", "eel", "fox"], 30)
+    >>> features = rng.normal(size=(180, 16)) + 2.0 * np.repeat(rng.normal(size=(6, 16)), 30, axis=0)
+    >>> result = fewshot.evaluate(features, labels, head="prototype", way=5, shot=1, episodes=600)
+    >>> result.mean > 90, result.ci95 < 1, len(result.accuracies)
+    (True, True, 600)
+
+    Args:
+        features: floats [images, dim]: an array, a tensor, a list of rows or a frame; heads work on the device of a
+            tensor.
+        labels: [images], integers or text: an array, a tensor, a list, a Series or a frame of one column.
+        head: name with options as in 'knn:neighbours=3', or any callable as `smkd.fewshot.head` describes.
+        way, shot: classes per episode, support images per class.
+        query: queries per class, or 'all' for every image outside the support.
+        episodes: how many.
+        seed: same seed, same episodes.
+        query_dirichlet: concentration of unbalanced queries; None for as many of each way.
+        base_features: [images, dim] of the training classes, which 'simpleshot:transform=cl2n' needs.
+
+    Returns:
+        With a warning where classes are too small for the episodes and fall out; `Result.without` says the same.
+
+    Raises:
+        DataError: features that are not finite or do not match the labels; too few classes or images.
+        ConfigError: unknown head, or an option or number that does not fit.
+    """
+    protocol = check_protocol(
+        way=way, shots=(shot,), query=query, episodes=episodes, seed=seed, query_dirichlet=query_dirichlet,
+        head=head if isinstance(head, str) else getattr(head, "__name__", type(head).__name__),
     )  # fmt: skip
+    checked = as_features(features, labels)
+    mean = None if base_features is None else _base_mean(base_features)
+    made = make_head(head, mean) if isinstance(head, str) else head
+    result = measure(checked, protocol, shot, made)
+    if result.without:
+        warnings.warn(result.without, stacklevel=2)
+    return result
 
 
-class FewShotValidation:
-    """Evaluator for the training loop: accuracy per number of shots on validation classes."""
+def _base_mean(base_features: Any) -> Tensor:
+    """[dim] mean of features that are checked as those that are measured."""
+    given = plain(base_features, "base_features")
+    return as_features(given, np.zeros(len(given), np.int64), "base_features").values.mean(dim=0)
 
-    def check(self, config: RunConfig) -> None:
-        """Raise `SmkdError` if the head is unknown or the validation split lacks classes or images for it."""
-        images, protocol = open_validation(config), config.validation
-        make_head(protocol.head)
-        sizes = Members(images.labels, len(images.class_names)).sizes.numpy()
-        for shot in protocol.shots:
-            check_sizes(
-                sizes, images.class_names, way=protocol.way, shot=shot, query=protocol.query,
-                dirichlet=protocol.query_dirichlet,
-            )  # fmt: skip
 
-    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
-        """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
-        features = backbone_features(backbone, config, config.validation, device, open_validation(config)).collect()
-        results = evaluate_features(features, config.validation)
-        mean = sum(r.mean for r in results) / len(results)
-        return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}
+@dataclass(frozen=True)
+class Comparison:
+    """Second less first, in percentage points, episode by episode.
+
+    Attributes:
+        shot: images per class.
+        first, second: mean accuracies in percent.
+        difference: of the means.
+        ci95: half width of the 95 % interval of the difference.
+        wins, ties: share of the episodes in percent where the second is better, and where both are equal.
+    """
+
+    way: int
+    shot: int
+    first: float
+    second: float
+    difference: float
+    ci95: float
+    wins: float
+    ties: float
+
+    def verdict(self, first: str = "the first", second: str = "the second") -> str:
+        """What the interval allows to say."""
+        if abs(self.difference) <= self.ci95:
+            return f"no difference shown between {first} and {second}: the interval holds 0"
+        better, worse = (second, first) if self.difference > 0 else (first, second)
+        return f"{better} is better than {worse} by {abs(self.difference):.2f} ± {self.ci95:.2f} points"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def compare_results(first: Result, second: Result) -> Comparison:
+    """Paired comparison.
+
+    The interval of the paired differences is narrower than the two intervals suggest, because an episode that is hard
+    for one is mostly hard for the other.
+
+    Raises:
+        DataError: the episodes are not the same.
+    """
+    if not torch.equal(first.classes, second.classes) or (first.shot, first.query) != (second.shot, second.query):
+        raise DataError("the two results are not of the same episodes; measure both with one protocol and seed")
+    differences = second.accuracies - first.accuracies
+    mean, ci95 = summary(differences)
+    wins, ties = ((100 * share.double().mean()).item() for share in (differences > 0, differences == 0))
+    return Comparison(first.way, first.shot, first.mean, second.mean, mean, ci95, wins, ties)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smkd.data.class_split import listed
 from smkd.errors import DataError
 
 
@@ -29,6 +31,35 @@ class Members:
         self.place = torch.empty(len(labels), dtype=torch.int64)
         for rows in self.rows:
             self.place[rows] = torch.arange(len(rows))
+
+    def of(self, classes: NDArray[np.int64]) -> Members:
+        """Of some of the classes only, which become 0, 1, ... in this order; rows stay those of the whole matrix."""
+        some = copy.copy(self)
+        some.rows, some.sizes = [self.rows[label] for label in classes], self.sizes[classes]
+        return some
+
+
+class Shape(NamedTuple):
+    """What an episode is made of.
+
+    Attributes:
+        way, shot: classes, support images per class.
+        query: queries per class, or 'all' for every image outside the support.
+        dirichlet: concentration of the queries' shares among the ways, `way * query` in all; None for equal ones
+            (Veilleux et al., NeurIPS 2021).
+    """
+
+    way: int
+    shot: int
+    query: int | str
+    dirichlet: float | None = None
+
+    @property
+    def needed(self) -> int:
+        """Images that a class must have."""
+        if self.query == "all":
+            return self.shot + 1
+        return self.shot + int(self.query) * (self.way if self.dirichlet else 1)
 
 
 class Episodes(NamedTuple):
@@ -51,23 +82,18 @@ class Episodes(NamedTuple):
         return Episodes(*(None if each is None else each[start:stop] for each in self))  # type: ignore[arg-type]
 
 
-def draw(
-    members: Members, *, way: int, shot: int, query: int | str, episodes: int, seed: int,
-    dirichlet: float | None = None,
-) -> Episodes:  # fmt: skip
+def draw(members: Members, shape: Shape, *, episodes: int, seed: int) -> Episodes:
     """Random episodes: different classes for the ways, different images for support and queries.
 
     Fewer episodes of a seed are the first of more; the classes do not depend on shots and queries.
 
     Args:
-        members: rows of each class, of which each has enough (`check_sizes`).
-        way, shot: classes per episode, support images per class.
-        query: queries per class, or 'all' for every image outside the support.
+        members: rows of each class, of which each has enough (`large_enough`).
+        shape: of the episodes.
         episodes: how many.
         seed: same seed, same episodes.
-        dirichlet: concentration of the queries' shares among the ways, `way * query` in all; None for equal ones
-            (Veilleux et al., NeurIPS 2021).
     """
+    way, shot, query, dirichlet = shape
     class_draws, image_draws, share_draws = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3))
     count = np.full((episodes, 1), len(members.rows))
     classes = _sample(count, way, class_draws.random((episodes, 1, 2 * way)))[:, 0]
@@ -87,28 +113,39 @@ def draw(
     return drawn._replace(query=rows[..., shot:][chosen].view(episodes, -1), truth=truth[chosen].view(episodes, -1))
 
 
-def check_sizes(
-    sizes: NDArray[np.int64], class_names: list[str], *, way: int, shot: int, query: int | str,
-    dirichlet: float | None = None,
-) -> None:  # fmt: skip
-    """Raise `DataError`, naming the class, if episodes of this shape cannot be drawn.
+def large_enough(sizes: NDArray[np.int64], class_names: list[str], shape: Shape) -> NDArray[np.int64]:
+    """Places of the classes that have as many images as episodes of this shape need.
 
     Args:
         sizes: images of each class.
         class_names: their names.
-        way, shot, query, dirichlet: as `draw` takes them.
+        shape: of the episodes.
+
+    Raises:
+        DataError: they are fewer than the ways; names the first class that is too small.
     """
-    if len(class_names) < way:
-        raise DataError(f"way={way}, but the split has only {len(class_names)} classes")
-    if query == "all" and dirichlet:
+    if len(class_names) < shape.way:
+        raise DataError(f"way={shape.way}, but the split has only {len(class_names)} classes")
+    if shape.query == "all" and shape.dirichlet:
         raise DataError("unbalanced queries (query_dirichlet) need a number of queries, not query=all")
-    needed = shot + (1 if query == "all" else int(query) * (way if dirichlet else 1))
-    for name, size in zip(class_names, sizes, strict=True):
-        if size < needed:
-            share = " (unbalanced queries may all fall on one class)" if dirichlet else ""
-            raise DataError(
-                f"class '{name}' has {size} images, but shot={shot} and query={query} need at least {needed}{share}"
-            )
+    kept = np.flatnonzero(sizes >= shape.needed)
+    if len(kept) < shape.way:
+        first = int(np.argmax(sizes < shape.needed))
+        share = " (unbalanced queries may all fall on one class)" if shape.dirichlet else ""
+        raise DataError(
+            f"class '{class_names[first]}' has {sizes[first]} images, but shot={shape.shot} and query={shape.query} "
+            f"need at least {shape.needed}{share}; {len(kept)} classes have so many, and way={shape.way}"
+        )
+    return kept
+
+
+def too_small(sizes: NDArray[np.int64], class_names: list[str], shape: Shape) -> str:
+    """A sentence about the classes that `large_enough` leaves out, and why."""
+    out = [f"'{name}' ({size})" for name, size in zip(class_names, sizes, strict=True) if size < shape.needed]
+    return (
+        f"{len(out)} of {len(sizes)} classes fall out, as shot={shape.shot} and query={shape.query} need "
+        f"{shape.needed} images of a class: {listed(out)}"
+    )
 
 
 def _sample(sizes: NDArray[np.int64], count: int, uniform: NDArray[np.float64]) -> NDArray[np.int64]:

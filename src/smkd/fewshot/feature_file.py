@@ -12,7 +12,7 @@ import contextlib
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -25,12 +25,9 @@ from torch import Tensor
 
 from smkd import __version__
 from smkd.errors import DataError
-from smkd.fewshot.features import Features
+from smkd.fewshot.features import Features, check_features, check_form, shape
 
 DATASETS = ("all_feats", "all_labels", "count")
-CHECK_NUMBERS = 2**20
-"""Numbers looked at together when searching for NaN: 4 MB of float32."""
-SHOWN_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -240,9 +237,9 @@ def _layout(file: Any, path: Path) -> tuple[Any, Any, int]:
         found = ", ".join(sorted(file)) or "nothing"
         raise DataError(f"'{path}' is no feature file: it holds {found}; expected {', '.join(DATASETS)}")
     features, labels, count = (file[name] for name in DATASETS)
-    _check_form(features, labels, f"'{path}'")
+    check_form(features, labels, f"'{path}'")
     if count.size != 1 or count.dtype.kind not in "iu":
-        raise DataError(f"'{path}': count is {count.dtype} {_shape(count)}, expected one integer")
+        raise DataError(f"'{path}': count is {count.dtype} {shape(count)}, expected one integer")
     rows = int(np.asarray(count[()]).item())
     if not 0 <= rows <= len(features):
         raise DataError(f"'{path}': count is {rows}, but there are {len(features)} rows")
@@ -275,73 +272,3 @@ def _plain(value: Any, default: object) -> Any:
 
 def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def check_features(
-    values: Tensor | NDArray[Any], labels: Tensor | NDArray[Any], class_names: Sequence[str] = (), *,
-    where: str = "features",
-) -> Features:  # fmt: skip
-    """Features made of plain arrays, checked.
-
-    Args:
-        values: floats [rows, dim]; float32 is not copied.
-        labels: integers [rows]. They become 0..C-1 in their order, unless they already count through `class_names`.
-        class_names: name of each label; 'class 7' for the integer 7 without.
-        where: for messages, what the features are called.
-
-    Raises:
-        DataError: no rows, other shapes or types, names that do not match the labels, or NaN or infinite rows (counted
-            and named; too large for float32 is infinite).
-    """
-    integers = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
-    _check_form(values, integers, where)
-    if not len(values):
-        raise DataError(f"{where}: no rows")
-    names = list(class_names)
-    present, ranks = np.unique(integers, return_inverse=True)
-    if names and present[0] >= 0 and present[-1] < len(names):
-        ranks = integers
-    elif names and len(names) != len(present):
-        raise DataError(f"{where}: {len(names)} class names, but {len(present)} labels from {present[0]} on")
-    features = Features(_float32(values), ranks.astype(np.int64), names or [f"class {label}" for label in present])
-    _check_finite(features, where)
-    return features
-
-
-def _check_form(values: Any, labels: Any, where: str) -> None:
-    """Types and shapes of tensors, arrays or HDF5 datasets."""
-    floats = values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
-    # an HDF5 dataset without any extent has no shape
-    if not floats or len(values.shape or ()) != 2 or not values.shape[1]:
-        raise DataError(f"{where}: features are {values.dtype} {_shape(values)}, expected floats [rows, dim]")
-    if labels.dtype.kind not in "iu" or len(labels.shape or ()) != 1:
-        raise DataError(f"{where}: labels are {labels.dtype} {_shape(labels)}, expected integers [rows]")
-    if len(labels) != len(values):
-        raise DataError(f"{where}: labels not matching features ({len(labels)} labels, {len(values)} features)")
-
-
-def _shape(array: Any) -> list[int]:
-    return list(array.shape or ())
-
-
-def _float32(values: Tensor | NDArray[Any]) -> Tensor:
-    if isinstance(values, Tensor):
-        return values.detach().float()
-    with np.errstate(over="ignore"):
-        return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
-
-
-def _check_finite(features: Features, where: str) -> None:
-    step = max(1, CHECK_NUMBERS // features.values.shape[1])
-    count, first = 0, list[int]()
-    for start in range(0, len(features.values), step):
-        bad = (~features.values[start : start + step].isfinite().all(dim=1)).nonzero().flatten()
-        count += len(bad)
-        first += (start + bad[: SHOWN_ROWS - len(first)]).tolist()
-    if count:
-        rows = ", ".join(map(str, first)) + (", ..." if count > SHOWN_ROWS else "")
-        name = features.class_names[features.labels[first[0]]]
-        raise DataError(
-            f"{where}: {count} of {len(features.values)} rows are NaN or infinite "
-            f"(rows {rows}, counted from 0; the first is of class '{name}')"
-        )

@@ -1,9 +1,13 @@
-"""Features of images from a backbone: tokens of the last blocks, each part L2-normalised, concatenated."""
+"""Features of images from a backbone: tokens of the last blocks, each part L2-normalised, concatenated.
+
+Features from elsewhere become the same here, checked: `as_features`, `check_features`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +25,9 @@ from smkd.errors import DataError
 from smkd.models.vit import Tokens, VisionTransformer, patch_attention
 
 NORM_EPS = 1e-12
+CHECK_NUMBERS = 2**20
+"""Numbers looked at together when searching for NaN: 4 MB of float32."""
+SHOWN_ROWS = 5
 PIXEL_SIDE = 16
 BATCH, CPU_BATCH = 128, 32
 """Images at once; on a CPU as many as its caches hold the activations of."""
@@ -92,12 +99,17 @@ class Stream:
         """Float32 [n, dim] and labels [n] of the images that can be read, in order.
 
         Raises:
-            DataError: an unreadable image, with `on_error='raise'`.
+            DataError: an unreadable image, with `on_error='raise'`; an image whose feature is NaN or infinite.
         """
         for pixels, indices in batches(self.loader):
             if len(indices):
                 with torch.inference_mode():
                     values = self.encode(pixels)
+                for row in unusable(values)[1][:1]:
+                    raise DataError(
+                        f"image {self.images.name(int(indices[row]))}: the network gives NaN or infinite numbers; its "
+                        "weights may be damaged, or the precision too low for them"
+                    )
                 yield values, self.images.labels[indices.numpy()]
 
     def collect(self) -> Features:
@@ -178,6 +190,140 @@ def check_same_images(first: Features, second: Features) -> None:
     different = np.flatnonzero(first.labels != second.labels)
     if len(different):
         raise DataError(f"these are not features of the same images: labels differ from row {different[0]} on")
+
+
+def plain(given: Any, what: str) -> Any:
+    """What is given, as a tensor, an array or a list: the values of a pandas Series or frame, everything else as it is.
+
+    Args:
+        given: whatever a caller has at hand.
+        what: its name in the message.
+
+    Raises:
+        DataError: a generator, a set or a dictionary, which have no rows that can be counted and asked for.
+    """
+    if hasattr(given, "to_numpy"):
+        return given.to_numpy()
+    array = hasattr(given, "__array__") or hasattr(given, "shape")
+    listed = hasattr(given, "__getitem__") and not isinstance(given, Mapping)
+    if isinstance(given, Iterable) and not (array or listed):
+        raise DataError(f"{what} is a {type(given).__name__}; give a list or an array")
+    return given
+
+
+def as_features(features: Any, labels: Any, where: str = "features") -> Features:
+    """Plain arrays as checked `Features`; labels that are not integers become the names of the classes.
+
+    Args:
+        features: floats [rows, dim]: a tensor, an array, a list of rows or a frame.
+        labels: integers or text [rows]: a tensor, an array, a list, a Series or a frame of one column.
+        where: for messages, what the features are called.
+
+    Raises:
+        DataError: as `check_features`; labels of another type.
+    """
+    values, given = plain(features, where), plain(labels, "labels")
+    values = values if isinstance(values, Tensor) else _array(values, where)
+    given = given if isinstance(given, Tensor) else _array(given, "labels")
+    if given.ndim == 2 and given.shape[1] == 1:  # a frame of one column
+        given = given[:, 0]
+    if isinstance(given, Tensor) or given.dtype.kind in "iu":
+        return check_features(values, given, where=where)
+    if given.dtype.kind not in "US" and not all(isinstance(label, str) for label in given.flat):
+        raise DataError(f"labels are {given.dtype}, expected integers or text")
+    names, numbers = np.unique(given.astype(str), return_inverse=True)
+    return check_features(values, numbers.astype(np.int64), names.tolist(), where=where)
+
+
+def _array(given: Any, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(given)
+    except ValueError as error:  # rows of different lengths
+        raise DataError(f"{what}: {error}") from error
+
+
+def check_features(
+    values: Tensor | NDArray[Any], labels: Tensor | NDArray[Any], class_names: Sequence[str] = (), *,
+    where: str = "features",
+) -> Features:  # fmt: skip
+    """Features made of plain arrays, checked.
+
+    Args:
+        values: floats [rows, dim]; float32 is not copied.
+        labels: integers [rows]. They become 0..C-1 in their order, unless they already count through `class_names`.
+        class_names: name of each label; 'class 7' for the integer 7 without.
+        where: for messages, what the features are called.
+
+    Raises:
+        DataError: no rows, other shapes or types, names that do not match the labels, or rows that are NaN, infinite or
+            too large for float32 (counted and named).
+    """
+    integers = labels.cpu().numpy() if isinstance(labels, Tensor) else labels
+    check_form(values, integers, where)
+    if not len(values):
+        raise DataError(f"{where}: no rows")
+    names = list(class_names)
+    present, ranks = np.unique(integers, return_inverse=True)
+    if names and present[0] >= 0 and present[-1] < len(names):
+        ranks = integers
+    elif names and len(names) != len(present):
+        raise DataError(f"{where}: {len(names)} class names, but {len(present)} labels from {present[0]} on")
+    features = Features(_float32(values), ranks.astype(np.int64), names or [f"class {label}" for label in present])
+    check_finite(features.values, where, lambda row: f"of class '{features.class_names[features.labels[row]]}'")
+    return features
+
+
+def check_form(values: Any, labels: Any, where: str) -> None:
+    """Raise `DataError` unless tensors, arrays or HDF5 datasets have the types and shapes of features and labels."""
+    floats = values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
+    # an HDF5 dataset without any extent has no shape
+    if not floats or len(values.shape or ()) != 2 or not values.shape[1]:
+        raise DataError(f"{where}: features are {values.dtype} {shape(values)}, expected floats [rows, dim]")
+    if labels.dtype.kind not in "iu" or len(labels.shape or ()) != 1:
+        raise DataError(f"{where}: labels are {labels.dtype} {shape(labels)}, expected integers [rows]")
+    if len(labels) != len(values):
+        raise DataError(f"{where}: labels not matching features ({len(labels)} labels, {len(values)} features)")
+
+
+def shape(array: Any) -> list[int]:
+    """Of a tensor, an array or an HDF5 dataset, for messages."""
+    return list(array.shape or ())
+
+
+def _float32(values: Tensor | NDArray[Any]) -> Tensor:
+    if isinstance(values, Tensor):
+        return values.detach().float()
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+
+
+def check_finite(values: Tensor | NDArray[Any], where: str, about: Callable[[int], str] | None = None) -> None:
+    """Raise `DataError`, counting and naming the rows, if some cannot be computed with.
+
+    Args:
+        values: [rows, dim].
+        where: for messages, what the features are called.
+        about: more to say of the first such row, given its place.
+    """
+    given = torch.as_tensor(values)
+    count, first = unusable(given)
+    if count:
+        rows = ", ".join(map(str, first)) + (", ..." if count > SHOWN_ROWS else "")
+        wrong = "NaN or infinite" if not given[first].isfinite().all() else "too large: their squares are infinite"
+        more = f"; the first is {about(first[0])}" if about else ""
+        raise DataError(f"{where}: {count} of {len(given)} rows are {wrong} (rows {rows}, counted from 0{more})")
+
+
+def unusable(values: Tensor) -> tuple[int, list[int]]:
+    """How many rows [rows, dim] are NaN, infinite, or so large that their squares are; and the first few of them."""
+    step = max(1, CHECK_NUMBERS // max(1, values.shape[1]))
+    count, first = 0, list[int]()
+    for start in range(0, len(values), step):
+        # one NaN or infinity makes the sum one, and heads need squares
+        bad = (~values[start : start + step].square().sum(dim=1).isfinite()).nonzero().flatten()
+        count += len(bad)
+        first += (start + bad[: SHOWN_ROWS - len(first)]).tolist()
+    return count, first
 
 
 class _CenterCrops(Dataset[tuple[Tensor | None, int]]):

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from smkd.fewshot.heads import InductiveHead, Rule, one_hot
+from smkd.fewshot.head import InductiveHead, Rule, one_hot
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smkd.fewshot.heads import InductiveHead, Rule, class_means
+from smkd.errors import DataError
+from smkd.fewshot.head import InductiveHead, Rule, class_means
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,10 @@ class Prototype(InductiveHead):
         means = class_means(support, labels)
         return _nearest_centre(means) if self.metric == "euclidean" else Rule(F.normalize(means, dim=-1))
 
-    def __call__(self, support: Tensor, labels: Tensor, query: Tensor, generator: torch.Generator) -> Tensor:
-        """See `Head`."""
+    def answer(self, rule: Rule, labels: Tensor, query: Tensor) -> Tensor:
+        """See `InductiveHead.answer`."""
         # the length of a query changes no decision, so the products of `fit` leave it out
-        query = F.normalize(query, dim=-1) if self.metric == "cosine" else query
-        return super().__call__(support, labels, query, generator)
+        return super().answer(rule, labels, F.normalize(query, dim=-1) if self.metric == "cosine" else query)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class SimpleShot(InductiveHead):
         if self.transform == "un":
             return features
         if self.base_mean is not None and self.transform == "cl2n":
+            if len(self.base_mean) != features.shape[-1]:
+                raise DataError(
+                    f"features of the training classes have {len(self.base_mean)} numbers, those to be measured "
+                    f"{features.shape[-1]}; both must come from one network with one pooling"
+                )
             features = features - self.base_mean.to(features)
         return F.normalize(features, dim=-1)
 

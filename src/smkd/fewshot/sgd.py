@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smkd.fewshot.heads import InductiveHead, Rule, one_hot
+from smkd.fewshot.head import InductiveHead, Rule, one_hot
 
 LEARNING_RATE = 0.01
 MOMENTUM = 0.9

@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from smkd.errors import ConfigError
-from smkd.fewshot.accuracy import Result
-from smkd.fewshot.compare import Comparison
+from smkd.fewshot.accuracy import Comparison, Result
 from smkd.fewshot.feature_file import Source
 from smkd.viz import fewshot_figures
 from smkd.viz.report import Section, write_report
@@ -48,11 +47,14 @@ def table(rows: Sequence[Measured]) -> list[list[str]]:
 
 
 def conditions(rows: Sequence[Measured]) -> str:
-    """The protocol in a sentence, once where all is measured alike."""
+    """The protocol in a sentence, once where all is measured alike; and which classes are too small for it."""
     texts = list(dict.fromkeys(_conditions(row, result) for row in rows for result in row.results))
     skipped = sum(row.results[0].skipped for row in rows)
     ending = f"; {skipped} unreadable images left out" if skipped else ""
-    return "\n".join(texts) + f"\naccuracy in %, mean ± 95 % interval over episodes{ending}"
+    too_small = dict.fromkeys(
+        f"{row.name}: {result.without}" for row in rows for result in row.results if result.without
+    )
+    return "\n".join([*texts, f"accuracy in %, mean ± 95 % interval over episodes{ending}", *too_small])
 
 
 def _conditions(row: Measured, result: Result) -> str:

@@ -1,24 +1,67 @@
-"""Accuracy on held-out images of the training classes: the head learns from all training images, once."""
+"""What a run is measured by while it trains: episodes of other classes, or other images of the training classes.
+
+For the second the head learns from all training images, once.
+"""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smkd import distributed
 from smkd.config.schema import ProtocolConfig, RunConfig
-from smkd.data.datasets import open_split
+from smkd.data.datasets import Images, configured_spec, open_split, open_validation
+from smkd.data.loader import worker_count
+from smkd.engine.device import autocast_type
+from smkd.engine.runlog import console
 from smkd.errors import ConfigError, DataError
-from smkd.fewshot.accuracy import backbone_features
+from smkd.fewshot.accuracy import evaluate_features, shape_of
+from smkd.fewshot.episodes import Members, large_enough, too_small
+from smkd.fewshot.features import Stream, backbone_stream
 from smkd.fewshot.heads import make_head
 from smkd.models.vit import VisionTransformer
 
-Z95 = 1.959964
 Verdicts = NDArray[np.bool_]
 """[images], which held-out images are given their own class."""
+
+
+def backbone_features(
+    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device,
+    images: Images | None = None,
+) -> Stream:  # fmt: skip
+    """Features of the protocol's split, or of other images."""
+    images = open_split(config.data, protocol.split) if images is None else images
+    return backbone_stream(
+        backbone, images, configured_spec(config.data), config.features,
+        resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
+        autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
+    )  # fmt: skip
+
+
+class FewShotValidation:
+    """Evaluator for the training loop: accuracy per number of shots on validation classes."""
+
+    def check(self, config: RunConfig) -> None:
+        """Say which validation classes are too small for the episodes.
+
+        Raises:
+            SmkdError: the head is unknown, or the validation split has too few classes that are large enough.
+        """
+        images, protocol = open_validation(config), config.validation
+        make_head(protocol.head)
+        sizes = Members(images.labels, len(images.class_names)).sizes.numpy()
+        for shape in (shape_of(protocol, shot) for shot in protocol.shots):
+            kept = large_enough(sizes, images.class_names, shape)
+            if len(kept) < len(sizes) and distributed.is_main():
+                console.print(f"validation: {too_small(sizes, images.class_names, shape)}", markup=False)
+
+    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
+        """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
+        features = backbone_features(backbone, config, config.validation, device, open_validation(config)).collect()
+        results = evaluate_features(features, config.validation)
+        mean = sum(r.mean for r in results) / len(results)
+        return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}
 
 
 class HeldOutImages:
@@ -67,24 +110,3 @@ def check_known(train: list[str], held_out: list[str], split: str) -> None:
     for name in held_out:
         if name not in train:
             raise DataError(f"class '{name}' of the {split} split is not a training class")
-
-
-class Gain(NamedTuple):
-    """Second less first, in percentage points, with its 95 % interval."""
-
-    points: float
-    low: float
-    high: float
-
-
-def paired_gain(first: Verdicts, second: Verdicts) -> Gain:
-    """How much more of the same images the second gets right.
-
-    The interval is that of Agresti and Min (Statistics in Medicine, 2005): half an image is added to each of the four
-    outcomes, so that it is of use for few images too.
-    """
-    images = len(first)
-    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    middle = (gained - lost) / (images + 2)
-    half = Z95 * math.sqrt((gained + lost + 1) / (images + 2) - middle**2) / math.sqrt(images + 2)
-    return Gain(100 * (gained - lost) / images, 100 * (middle - half), 100 * (middle + half))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smkd.errors import DataError
 from smkd.fewshot.episodes import Episodes, Members
-from smkd.fewshot.heads import Head, InductiveHead, Rule, rule_products
+from smkd.fewshot.head import Head, InductiveHead, Rule, rule_products
 
 RULE_NUMBERS = 2**26
 """Numbers of fitted rows held at once (256 MiB)."""

@@ -1,0 +1,109 @@
+"""How sure it is that an image is of a known class at all, learned from the support.
+
+Familiar is an image that is left out of the mean of its own class; strange is the same image when its whole class is
+left out. That takes a class with two images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor
+
+Chances = NDArray[np.float64]
+"""From 0 to 1."""
+
+
+class Known(NamedTuple):
+    """Chance that an image is of one of the classes, by its familiarity: 1 / (1 + exp(-(slope x + intercept)))."""
+
+    slope: float
+    intercept: float
+
+    def chance(self, familiar: NDArray[np.float64]) -> Chances:
+        """In (0, 1), [images]."""
+        return torch.from_numpy(self.slope * familiar + self.intercept).sigmoid().numpy()
+
+
+def familiarity(query: Tensor, support: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    """Cosine of each feature [queries, dim] with the nearest class mean of the support: float64 [queries]."""
+    cosines = F.normalize(query.double(), dim=1) @ F.normalize(_means(support, labels), dim=1).T
+    return cosines.amax(dim=1).numpy()
+
+
+class Familiarities:
+    """How familiar the support is to itself.
+
+    Args:
+        support: float32 [n, dim].
+        labels: int64 [n], at least two classes.
+    """
+
+    def __init__(self, support: Tensor, labels: Tensor) -> None:
+        self.labels, counts = labels, labels.bincount()
+        self.spare = counts[labels] > 1
+        """bool [n], of images whose class has another one."""
+        features = support.double()
+        units, means = F.normalize(features, dim=1), _means(support, labels)
+        others = (units @ F.normalize(means, dim=1).T).masked_fill(F.one_hot(labels).bool(), -torch.inf)
+        self.nearest, self.place = others.topk(2, dim=1)  # one of them may be left out too
+        size = counts[labels][:, None].double()
+        without = means[labels] * size - features  # the sum of the others: only its direction counts
+        self.own = (units * F.normalize(without, dim=1)).sum(dim=1)
+
+    def fit(self, without: int | None = None) -> Known | None:
+        """A logistic regression that tells familiar from strange, both weighing the same.
+
+        Args:
+            without: a class that does not exist for it.
+
+        Returns:
+            None if no class has two images, or only one class is left.
+        """
+        strange = self.nearest[:, 0]
+        there = torch.ones_like(self.spare)
+        if without is not None:
+            strange = torch.where(self.place[:, 0] == without, self.nearest[:, 1], strange)
+            there = self.labels != without
+        spare = there & self.spare
+        if not spare.any() or not strange[there].isfinite().all():
+            return None
+        kinds = torch.maximum(self.own, strange)[spare].numpy(), strange[there].numpy()
+        values = np.concatenate(kinds)
+        middle, spread = float(values.mean()), float(values.std())
+        if spread:
+            familiar = np.repeat([1, 0], [len(kind) for kind in kinds])
+            fitted = LogisticRegression(class_weight="balanced").fit(((values - middle) / spread)[:, None], familiar)
+            slope = float(fitted.coef_[0, 0]) / spread
+            if slope > 0:
+                return Known(slope, float(fitted.intercept_[0]) - slope * middle)
+        return Known(0.0, 0.0)  # familiarity says nothing here: one chance for everything
+
+    def chances(self, known: Known) -> tuple[Chances, Chances]:
+        """Chances of images that are of a known class and of such that are not.
+
+        Args:
+            known: what `fit` found in the whole support.
+
+        Returns:
+            Of each image whose class has another one, left out; and of every image, [n], with its whole class left out,
+            also of what tells familiar from strange (of all classes, where the others have no second image). With two
+            classes the second is empty: among images of one class anything is strange.
+        """
+        familiar = known.chance(torch.maximum(self.own, self.nearest[:, 0])[self.spare].numpy())
+        classes = int(self.labels.max()) + 1
+        strange = np.empty(len(self.labels) if classes > 2 else 0)
+        for label in range(classes if len(strange) else 0):
+            rows = (self.labels == label).numpy()
+            strange[rows] = (self.fit(label) or known).chance(self.nearest[rows, 0].numpy())
+        return familiar, strange
+
+
+def _means(support: Tensor, labels: Tensor) -> Tensor:
+    members = F.one_hot(labels).T.double()
+    return (members / members.sum(dim=1, keepdim=True)) @ support.double()

@@ -1,0 +1,256 @@
+"""What support images say of a head that has not learned from them: how well it does, and how sure it should be.
+
+All of it needs a class with two images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from smkd.fewshot import intervals
+from smkd.fewshot.head import Head, Learned
+from smkd.fewshot.heads import make_head
+
+AUTO = "auto"
+CANDIDATES = ("prototype", "knn", "ridge", "logistic", "logistic:c=10")
+"""Simplest first, which wins a tie."""
+SHOTS = 5
+"""Images that every class needs for a choice; with fewer the head is the first candidate."""
+ROUNDS = 20
+"""Images are left out in at most this many rounds."""
+HALVINGS = 60
+FINEST, COARSEST = 1e-4, 1e4
+"""Bounds of the temperature, in units of the scores' own spread."""
+
+
+class LeftOut(NamedTuple):
+    """Scores of support images by a head that learned from the others, in the order of the support.
+
+    Attributes:
+        scores: float64 [images, classes].
+        truth: int64 [images].
+    """
+
+    scores: Tensor
+    truth: Tensor
+
+    @property
+    def own(self) -> Tensor:
+        """Which are given their own class, bool [images]."""
+        return self.scores.argmax(dim=1) == self.truth
+
+
+def left_out(head: Head, support: Tensor, labels: Tensor, seed: int) -> LeftOut:
+    """Score every support image whose class has another one, without it.
+
+    One image of each class is left out at a time, so that no class is learned from fewer images than the others were
+    left with: leaving out a single image makes its own class look less likely than it is. A class with more than
+    `ROUNDS` images leaves out an equal share of them; one with fewer than the largest has its images left out again,
+    without being scored again.
+
+    Args:
+        head: see `smkd.fewshot.head`.
+        support: float32 [n, dim].
+        labels: int64 [n], every class at least once.
+        seed: of heads that draw.
+    """
+    counts = labels.bincount()
+    place = torch.empty_like(labels)
+    for label, count in enumerate(counts.tolist()):
+        place[labels == label] = torch.arange(count)
+    rounds = min(int(counts.max()), ROUNDS)
+    size = counts[labels]
+    scores = torch.empty(len(labels), len(counts), dtype=torch.float64)
+    for number in range(rounds if int(counts.max()) > 1 else 0):
+        turn = place % rounds == number
+        leave = (turn | (place == number % size)) & (size > 1)
+        asked = turn & (size > 1)
+        scores[asked] = Learned(head, support[~leave], labels[~leave], seed).scores(support[asked])
+    return LeftOut(scores[size > 1], labels[size > 1])
+
+
+def check_head(head: str) -> None:
+    """Raise `ConfigError` for a name or option that is unknown, before any work is done for it."""
+    if head != AUTO:
+        make_head(head, torch.zeros(1))
+
+
+def choose_head(support: Tensor, labels: Tensor, seed: int) -> str:
+    """Name of the head that gives most support images their own class in cross-validation.
+
+    It is stratified: every part has one image of each class (`left_out`).
+
+    Args:
+        support: float32 [n, dim].
+        labels: int64 [n].
+        seed: of heads that draw.
+    """
+    if int(labels.bincount().min()) < SHOTS:
+        return CANDIDATES[0]
+    centre = support.mean(dim=0)
+    right = {name: int(left_out(make_head(name, centre), support, labels, seed).own.sum()) for name in CANDIDATES}
+    return max(CANDIDATES, key=lambda name: right[name])
+
+
+def temperature(left: LeftOut, learned: Learned) -> float:
+    """Temperature T of the probabilities softmax(scores / T).
+
+    The T under which the left-out images' own classes are most likely (Guo et al., ICML 2017), where of N images
+    1 / (N + 1) of one is taken to be spread over all classes, as Platt (1999) does: without that, images that are all
+    right would ask for T = 0. Where no class has two images there is nothing to leave out; T is then the standard
+    deviation of the scores that the support gets for other classes than its own, a guess.
+
+    Args:
+        left: scores of left-out images.
+        learned: the head on the whole support.
+    """
+    if not len(left.truth):
+        scores = learned.scores(learned.support[0])
+        others = scores[~F.one_hot(learned.labels[0], scores.shape[1]).bool()]
+        return float(others.std(correction=0)) or 1.0
+    scores = left.scores - left.scores.mean(dim=1, keepdim=True)
+    spread = float(scores.std(correction=0))
+    if not spread:
+        return 1.0
+    images, way = scores.shape
+    target = (images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)
+    low, high = math.log(FINEST), math.log(COARSEST)
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        # the likelihood's slope by 1 / T never falls as 1 / T grows
+        slope = (((scores / (spread * math.exp(middle))).softmax(dim=1) - target) * scores).sum()
+        low, high = (middle, high) if slope > 0 else (low, middle)
+    return spread * math.exp((low + high) / 2)
+
+
+class ClassShare(NamedTuple):
+    """How many of a class's left-out images are given their own class.
+
+    Attributes:
+        images: how many were left out; none of a class with one image.
+    """
+
+    name: str
+    right: int
+    images: int
+
+
+@dataclass(frozen=True)
+class LeftOutAccuracy:
+    """How well a classifier does, by its support images when they are left out.
+
+    Attributes:
+        names: of the classes.
+        labels: class of each support image.
+        own: of each image whose class has another one, in their order: whether it is given its own class without it.
+        known: of the same images: chance that they are of one of the classes, without them.
+        strange: of every support image: the same chance with its whole class left out; empty with two classes.
+    """
+
+    names: tuple[str, ...]
+    labels: tuple[int, ...]
+    own: tuple[bool, ...]
+    known: tuple[float, ...] = ()
+    strange: tuple[float, ...] = ()
+
+    @property
+    def right(self) -> int:
+        """How many left-out images are given their own class."""
+        return sum(self.own)
+
+    @property
+    def images(self) -> int:
+        """How many images were left out; none if no class has two."""
+        return len(self.own)
+
+    @property
+    def by_class(self) -> list[ClassShare]:
+        """Of every class."""
+        asked, way = self._asked(), len(self.names)
+        right = np.bincount(asked, np.asarray(self.own, np.float64), minlength=way).astype(int)
+        images = np.bincount(asked, minlength=way)
+        return [ClassShare(*each) for each in zip(self.names, right.tolist(), images.tolist(), strict=True)]
+
+    @property
+    def worst_first(self) -> list[ClassShare]:
+        """Of the classes with left-out images, the smallest share first."""
+        return sorted((each for each in self.by_class if each.images), key=lambda each: each.right / each.images)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the classes with left-out images of the share that is right, from 0 to 1.
+
+        That, and not the share of all images, is what new images of equally many of each class will get: a class with
+        few images, of which all are wrong, counts as much as the others.
+        """
+        return float(np.mean([each.right / each.images for each in self.worst_first]))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval of the mean (`smkd.fewshot.intervals.of_class_mean`)."""
+        classes = self.worst_first
+        return intervals.of_class_mean([each.right for each in classes], [each.images for each in classes])
+
+    def kept(self, reject: float) -> float | None:
+        """Of the left-out images that get their own class, the share whose chance is not below `reject`.
+
+        The mean over classes; None if there are no such images.
+        """
+        own = np.asarray(self.own, bool)
+        return _class_mean(np.asarray(self.known)[own] >= reject, self._asked()[own]) if own.any() else None
+
+    def caught(self, reject: float) -> float | None:
+        """Of the images of a class that is left out, the share whose chance is below `reject`.
+
+        The mean over classes; None with two classes, of which one would be left.
+        """
+        return _class_mean(np.asarray(self.strange) < reject, np.asarray(self.labels)) if self.strange else None
+
+    def threshold(self, reject: float, images: str = "images") -> str:
+        """What a threshold keeps and catches, in words; nothing if neither is known.
+
+        Args:
+            reject: the threshold.
+            images: what to call them.
+        """
+        kept, caught = self.kept(reject), self.caught(reject)
+        said = [] if kept is None else [f"keeps {100 * kept:.0f} % of the {images} that get their own class"]
+        said += [] if caught is None else [f"catches {100 * caught:.0f} % of the {images} of a class left out"]
+        return ", ".join(said)
+
+    def as_dict(self, rejects: Sequence[float]) -> dict[str, Any] | None:
+        """Plain values for JSON, shares from 0 to 1; None if no image was left out.
+
+        Args:
+            rejects: thresholds to say something of.
+        """
+        if not self.images:
+            return None
+        return {
+            "mean": self.mean, "interval": list(self.interval), "right": self.right, "images": self.images,
+            "classes": [
+                {"class": name, "right": right, "images": images} for name, right, images in self.by_class
+            ],
+            "reject": [
+                {"threshold": reject, "kept": self.kept(reject), "caught": self.caught(reject)} for reject in rejects
+            ],
+        }  # fmt: skip
+
+    def _asked(self) -> Any:
+        """Class of each left-out image, int64 [images]."""
+        labels = np.asarray(self.labels, np.int64)
+        return labels[np.bincount(labels)[labels] > 1]
+
+
+def _class_mean(which: Any, labels: Any) -> float:
+    """Mean over the classes that are there of the share of their images."""
+    counts = np.bincount(labels)
+    return float((np.bincount(labels, which)[counts > 0] / counts[counts > 0]).mean())
