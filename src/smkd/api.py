@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
 from smkd.fewshot.feature_file import Source, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
+from smkd.files import sha256
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -133,8 +133,7 @@ def open_features(
         for line in state.get(MARK, []):
             print(line, file=sys.stderr)
         config = changed(config, given)
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256(file)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)
     return Opened(name, _about(source, name, config, stream, digest), protocol, stream)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 from smkd.config.loading import resolve
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.fewshot.features import pool
+from smkd.files import sha256
 from smkd.interop import header
 from smkd.interop.export import form_of, write
 from smkd.interop.export_hub import HubBackbone, push
@@ -92,9 +92,7 @@ def _release(
     else:
         scores: tuple[Score, ...] = ()
         if run is not None and network == "teacher":
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            scores = found_scores(run, config, digest=digest, step=int(state["step"]))
+            scores = found_scores(run, config, digest=sha256(file), step=int(state["step"]))
         name = _name(where) if run is None else run.resolve().name
         about = Settings(name=name, network=network, config=config, scores=scores, source=_source(state))
     changes = {"config": without_paths(config)} | ({} if license is None else {"license": license})

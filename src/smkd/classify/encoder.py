@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +22,7 @@ from smkd.engine.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
+from smkd.files import cores
 from smkd.interop.load import MARK
 from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
@@ -248,7 +248,7 @@ def _reading_processes(images: int) -> int:
     # a script without a main guard cannot start processes that are not forked
     if images < WORKERS_FROM or multiprocessing.get_start_method() != "fork":
         return 0
-    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+    return min(MOST_WORKERS, cores() - 1)
 
 
 def _reason(images: Pictures, index: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
+from smkd.files import nearest
 
 # What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
 MACHINE_KEYS = frozenset((
@@ -36,7 +36,7 @@ def recipe_text(name: str) -> str:
         ConfigError: there is no such recipe; names the nearest one.
     """
     if name not in recipe_names():
-        raise ConfigError(f"unknown recipe '{name}'{_nearest(name, recipe_names())}; `smkd recipes` lists them")
+        raise ConfigError(f"unknown recipe '{name}'{nearest(name, recipe_names())}; `smkd recipes` lists them")
     return (resources.files("smkd") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -179,11 +179,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def _explain(error: ValidationError) -> str:
     first, *others = error.errors()
     key = _key(first["loc"])
@@ -191,7 +186,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
         section = "".join(f"{part}." for part in path[:-1])
-        hint = _nearest(key, [section + name for name in known]) or f"; known here: {', '.join(known)}"
+        hint = nearest(key, [section + name for name in known]) or f"; known here: {', '.join(known)}"
         return f"unknown key '{key}'{hint}"
     if first["type"] == "missing":
         return f"'{key}' is missing"

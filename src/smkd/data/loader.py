@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
 from smkd.data.sampler import EpochSampler
 from smkd.errors import DataError
+from smkd.files import cores
 from smkd.transfer import to_device
 
 T = TypeVar("T")
@@ -164,8 +164,7 @@ def worker_count(config: RunConfig, device: torch.device) -> int:
         return config.num_workers
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // config.devices - 1))
+    return min(16, max(1, cores() // config.devices - 1))
 
 
 def batches(loader: Iterable[T]) -> Iterator[T]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from smkd.data.images import StoredImages
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
+from smkd.files import cores
 
 CHUNK = 64
 """Images looked at in one go: what a process holds is one image and these few numbers."""
@@ -96,8 +96,7 @@ def scan(images: StoredImages, jobs: int, track: Track | None = None, title: str
 
 def default_jobs() -> int:
     """A process for each core this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores)
+    return min(16, cores())
 
 
 class _Chunks(Dataset[Seen]):

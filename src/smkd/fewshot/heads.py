@@ -15,7 +15,6 @@ products (`InductiveHead`) are evaluated much faster.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
@@ -26,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from smkd.errors import ConfigError
+from smkd.files import nearest
 
 ENTRY_POINTS = "smkd.heads"
 
@@ -153,9 +153,7 @@ def _factory(name: str) -> Callable[..., Head]:
         found: Callable[..., Head] = points[name].load()
         return found
     known = [*heads, *points]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise ConfigError(f"head '{name}' is unknown{hint} (known: {', '.join(known)})")
+    raise ConfigError(f"head '{name}' is unknown{nearest(name, known)} (known: {', '.join(known)})")
 
 
 def _value(spec: str, key: str, text: str, defaults: Mapping[str, Any]) -> Any:
