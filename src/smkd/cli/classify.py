@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smkd.cli.output import write_json, write_text
+from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -29,9 +30,10 @@ Backbone = Annotated[
 Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
 
 
+@verb()
 def fit(
     support: Annotated[Path, typer.Argument(metavar="SUPPORT_DIR", help="Folder with a folder of images per class.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd."), CLASSIFIER],
     backbone: Backbone,
     head: Annotated[
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
@@ -58,11 +60,14 @@ def fit(
     typer.echo(f"written: {out}")
 
 
+@verb()
 def predict(
     classifier: Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="File of `smkd fit`.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write the answers here, a row an image.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the answers here.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Also write the answers here, a row an image."), CSV
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the answers here."), JSON] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name, most probable first.")] = 1,
     reject: Annotated[
         float | None,
@@ -91,9 +96,10 @@ def predict(
     _count_unreadable(encoded)
 
 
+@verb()
 def index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd."), INDEX],
     backbone: Backbone,
     recipe: Recipe = None,
 ) -> None:
@@ -111,6 +117,7 @@ def index(
     _count_unreadable(encoded)
 
 
+@verb()
 def search(
     index_file: Annotated[Path, typer.Argument(metavar="INDEX", help="File of `smkd index`.")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to look for.")],

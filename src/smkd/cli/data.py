@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from smkd.cli.output import PREPARED
+from smkd.cli.verb import verb
 from smkd.errors import DataError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Data set (see `smkd d
 
 
 @data_app.command("list")
+@verb()
 def list_datasets() -> None:
     """List the data sets that can be prepared."""
     from smkd.prepare.registry import BENCHMARKS
@@ -34,6 +37,7 @@ def list_datasets() -> None:
 
 
 @data_app.command()
+@verb()
 def info(name: Name) -> None:
     """Splits, sources and licence of one data set."""
     from smkd.prepare.registry import benchmark
@@ -53,9 +57,12 @@ def info(name: Name) -> None:
 
 
 @data_app.command()
+@verb("stopped; the same command goes on from here")
 def prepare(
     name: Name,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="ROOT", help="New folder for train/, val/ and test/.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="ROOT", help="New folder for train/, val/ and test/."), PREPARED
+    ],
     archive: Annotated[
         list[Path] | None, typer.Option(help="The archive, if it is not to be downloaded; Omniglot has two.")
     ] = None,
@@ -76,12 +83,8 @@ def prepare(
     from smkd.prepare.run import prepare as run
 
     request = Request(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
-    try:
-        with _bars() as on_progress:
-            digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        raise SystemExit(130) from None
+    with _bars() as on_progress:
+        digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
     typer.echo(f"prepared {name} in {out} (dataset.json sha256 {digest})")
 
 

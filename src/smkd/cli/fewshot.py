@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smkd.cli.output import write_json
+from smkd.cli.output import FEATURES, JSON, PAGE, PICTURES, write_json
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -89,10 +90,11 @@ Protocol = Annotated[
 ]  # fmt: skip
 Heads = Annotated[list[str] | None, typer.Option("--head", help=f"Few-shot classifier; may be repeated: {HEADS}.")]
 Base = Annotated[Path | None, typer.Option(help="Feature file of the training classes, for simpleshot:transform=cl2n.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here."), JSON]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
+@verb()
 def features(
     model: Annotated[
         str,
@@ -100,7 +102,7 @@ def features(
             help="Run folder or checkpoint; or, with --recipe, 'pixels', 'random' or weights of another project."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write."), FEATURES],
     data: Data = None,
     recipe: Recipe = None,
     split: SplitName = None,
@@ -135,6 +137,7 @@ def features(
         console.print(f"{len(stream.images) - writer.count} unreadable images left out")
 
 
+@verb()
 def evaluate(
     sources: Annotated[
         list[str],
@@ -162,9 +165,9 @@ def evaluate(
     accelerator: Accelerator = "auto",
     json_file: Json = None,
     markdown: Markdown = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results."), PICTURES] = None,
     figure_format: Annotated[Picture, typer.Option(help="Format of the pictures.")] = Picture.png,
-    report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures."), PAGE] = None,
 ) -> None:  # fmt: skip
     """Few-shot accuracy on classes never seen, with its 95 % interval."""
     from smkd import api
@@ -188,15 +191,16 @@ def evaluate(
                 wanted = _protocol(each.protocol, protocol, {**given, "way": count, "head": name})
                 results += evaluate_features(_placed(values, accelerator), wanted, base_mean)
         rows.append(measured.Measured(each.name, each.about, results))
-    _print(measured.table(rows), measured.conditions(rows), markdown)
     if json_file is not None:
         write_json(json_file, {"results": measured.records(rows)})
     if figures is not None:
         measured.save_figures(figures, rows, figure_format.value)
     if report is not None:
         measured.save_report(report, rows)
+    _print(measured.table(rows), measured.conditions(rows), markdown)
 
 
+@verb()
 def compare(
     sources: Annotated[
         list[str],
@@ -258,15 +262,15 @@ def compare(
         measured.Measured(name, about, results)
         for name, about, results in zip(names, (opened[0].about, opened[-1].about), (first, second), strict=True)
     ]
-    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
-    for each in comparisons:
-        console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
     if json_file is not None:
         write_json(
             json_file,
             {"first": names[0], "second": names[1], "comparisons": [each.as_dict() for each in comparisons],
              "results": measured.records(rows)},
         )  # fmt: skip
+    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
+    for each in comparisons:
+        console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
 
 
 def _changes(

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smkd.cli.output import write_json
+from smkd.cli.output import JSON, SHEETS, write_json
+from smkd.cli.verb import verb
+from smkd.errors import ConfigError
+from smkd.files import explained, written_aside
 
 if TYPE_CHECKING:
     from smkd.data.scan import Seen
@@ -27,12 +30,13 @@ LabelColumn = Annotated[str | None, typer.Option(help="Column with the class, as
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes that read; one for each core if not given.")]
 
 
+@verb()
 def verify(
     root: Root,
     dataset: Annotated[str | None, typer.Option(help="What it should be, such as cifar-fs; else dataset.json.")] = None,
     crop: Annotated[int, typer.Option(min=1, help="Side in pixels that images should have at least.")] = 224,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here.")] = None,
-    sheets: Annotated[Path | None, typer.Option(help="Folder for a contact sheet (PNG) of each split.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here."), JSON] = None,
+    sheets: Annotated[Path | None, typer.Option(help="Folder for a contact sheet (PNG) of each split."), SHEETS] = None,
     processes: Processes = None,
     split_seed: SplitSeed = 0,
     split_file: SplitFile = None,
@@ -54,22 +58,25 @@ def verify(
         source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
         jobs=processes or default_jobs(), track=_progress,
     )  # fmt: skip
-    for line in report_lines(report):
-        typer.echo(line)
     if json_file is not None:
         write_json(json_file, report.as_dict())
     if sheets is not None:
         from smkd.viz.contact import contact_sheet
 
-        sheets.mkdir(parents=True, exist_ok=True)
+        with explained(sheets, ConfigError, option="--sheets"), written_aside(sheets, folder=True) as aside:
+            for split in report.splits:
+                sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
+                sheet.save(aside / f"{split}.png")
+    for line in report_lines(report):
+        typer.echo(line)
+    if sheets is not None:
         for split in report.splits:
-            path = sheets / f"{split}.png"
-            contact_sheet(source.open(split), f"{Path(root).name} {split}").save(path)
-            typer.echo(f"contact sheet: {path}")
+            typer.echo(f"contact sheet: {sheets / f'{split}.png'}")
     if report.problems:
         raise typer.Exit(1)
 
 
+@verb()
 def stats(
     root: Root,
     processes: Processes = None,
