@@ -18,6 +18,7 @@ from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
 from smkd.config.section import Positive
 from smkd.data.datasets import DatasetSpec, configured_spec
+from smkd.data.processes import allowed
 from smkd.engine.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
@@ -248,7 +249,7 @@ def _reading_processes(images: int) -> int:
     # a script without a main guard cannot start processes that are not forked
     if images < WORKERS_FROM or multiprocessing.get_start_method() != "fork":
         return 0
-    return min(MOST_WORKERS, cores() - 1)
+    return allowed(min(MOST_WORKERS, cores() - 1))
 
 
 def _reason(images: Pictures, index: int) -> str:

@@ -77,6 +77,13 @@ def _flush() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def _fails_first() -> bool:
+    """Whether no other process of a training said why it failed."""
+    from smkd import distributed
+
+    return distributed.fails_first()
+
+
 def _main() -> None:
     debug = "--debug" in sys.argv
     # accepted anywhere on the line
@@ -93,5 +100,6 @@ def _main() -> None:
             raise
     else:
         return
-    typer.echo(f"smkd: {message}", err=True)
+    if not os.environ.get("RANK") or _fails_first():
+        typer.echo(f"smkd: {message}", err=True)
     raise SystemExit(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,7 @@ import typer
 
 from smkd.cli.output import RUN
 from smkd.cli.training import Overrides
-from smkd.cli.verb import verb
+from smkd.cli.verb import is_first_rank, verb
 
 if TYPE_CHECKING:
     from smkd.adaptation import Adapted
@@ -33,7 +32,7 @@ def adapt(
     from smkd.adaptation import adapt
 
     adapted = adapt(data, out, backbone, settings or [])
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+    if is_first_rank():
         for line in [*report(adapted), *next_commands(adapted, data)]:
             typer.echo(line)
 

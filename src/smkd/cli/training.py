@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from smkd.cli.output import DEMO
-from smkd.cli.verb import verb
+from smkd.cli.verb import is_first_rank, verb
 
 recipes_app = typer.Typer(help="List the recipes, or show one.")
 
@@ -73,5 +72,5 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
 
     config = api.resolve(recipe, settings or [], phase)
     run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+    if is_first_rank():
         typer.echo(f"run folder: {run}")

@@ -109,7 +109,7 @@ def _ended(stopped: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        if os.environ.get("RANK", "") in ("", "0"):  # once under torchrun
+        if is_first_rank():
             typer.echo(stopped, err=True)
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
@@ -120,6 +120,11 @@ def _ended(stopped: str) -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks to the user: under torchrun one does."""
+    return os.environ.get("RANK", "").strip() in ("", "0")
 
 
 def _terminate(number: int, frame: object) -> None:

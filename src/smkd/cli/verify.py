@@ -44,7 +44,7 @@ def verify(
 ) -> None:
     """Check counts, unreadable images, leakage between splits and sizes; exit code 1 if something is wrong."""
     from smkd.data.datasets import dataset_spec
-    from smkd.data.scan import default_jobs
+    from smkd.data.processes import default_jobs
     from smkd.data.sources import open_dataset
     from smkd.data.verify import verify as check
     from smkd.prepare.registry import BENCHMARKS
@@ -85,7 +85,7 @@ def stats(
     label_column: LabelColumn = None,
 ) -> None:
     """Mean and standard deviation of each channel over all pixels of the training images."""
-    from smkd.data.scan import default_jobs
+    from smkd.data.processes import default_jobs
     from smkd.data.sources import open_dataset
     from smkd.data.statistics import image_statistics
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from smkd.data.images import StoredImages
-from smkd.data.processes import end_with_parent
+from smkd.data.processes import deaths_named, end_with_parent
 from smkd.errors import DataError
-from smkd.files import cores
 
 CHUNK = 64
 """Images looked at in one go: what a process holds is one image and these few numbers."""
@@ -89,14 +88,10 @@ def scan(images: StoredImages, jobs: int, track: Track | None = None, title: str
         chunks, batch_size=None, num_workers=workers, collate_fn=_same, worker_init_fn=end_with_parent
     )
     seen = Seen()
-    for part in parts if track is None else track(parts, title, len(chunks)):
-        seen.add(part)
+    with deaths_named():
+        for part in parts if track is None else track(parts, title, len(chunks)):
+            seen.add(part)
     return seen
-
-
-def default_jobs() -> int:
-    """A process for each core this process may use, at most 16."""
-    return min(16, cores())
 
 
 class _Chunks(Dataset[Seen]):

@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from smkd.data.processes import end_with_parent
+from smkd.data.processes import GUARD, end_where_unguarded, end_with_parent
 from smkd.errors import DataError
 from smkd.files import PARTIAL, explained, written_aside
 from smkd.prepare.manifest import FILE_NAME, FileRecord, Identity, read_manifest, write_manifest
@@ -214,6 +214,7 @@ def _explained(root: Path, done: Callable[[], str] = str) -> AbstractContextMana
 
 
 def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: int) -> Iterator[list[Record]]:
+    end_where_unguarded()
     if processes == 1:
         for chunk in work:
             yield write_items(out, writing, chunk)
@@ -231,7 +232,8 @@ def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: 
             yield from (task.result() for task in finished)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed (out of memory?); run the same command again, with fewer --processes"
+            "a worker process was killed (out of memory?); run the same command again, with fewer --processes. A script "
+            f"that calls this: {GUARD}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from smkd.data.processes import allowed
 from smkd.errors import DataError
 from smkd.files import cores
 from smkd.prepare.archives import reading
@@ -92,7 +93,7 @@ def prepare(request: Request, on_progress: OnProgress, warn: Callable[[str], Non
     plan = _plan(request, facts, archives, on_progress)
     for line in plan.warnings:
         warn(line)
-    build(target, plan, marks, request.processes or cores(), partial(on_progress, "images"))
+    build(target, plan, marks, request.processes or max(1, allowed(cores())), partial(on_progress, "images"))
     return manifest_hash(request.out)
 
 
