@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -31,7 +31,7 @@ class Place(NamedTuple):
 class _Failure:
     """Which of the processes fails first: the store that they met in outlives the group."""
 
-    store: dist.Store | None = None
+    store: Any = None
     is_first: bool | None = None
 
 
@@ -106,16 +106,18 @@ def fails_first() -> bool:
     return _Failure.is_first
 
 
-def _store_of_torchrun() -> dist.Store | None:
+def _store_of_torchrun() -> Any:
     try:
         if place() is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return None
     except ConfigError:
         return None
     wait = timedelta(seconds=5)
-    store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), None, False, wait)
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*where, None, False, wait)  # type: ignore[attr-defined]
     # as PyTorch names the part of the store that belongs to this start
-    return dist.PrefixStore(f"/worker/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    part = f"/worker/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return dist.PrefixStore(part, store)  # type: ignore[attr-defined]
 
 
 def rank() -> int:

@@ -72,10 +72,17 @@ def _outputs(function: Callable[..., None], given: dict[str, Any]) -> list[tuple
         path = given.get(name)
         for mark in getattr(hint, "__metadata__", ()):
             if isinstance(mark, Output) and path is not None:
-                options = [each.param_decls for each in hint.__metadata__ if hasattr(each, "param_decls")]
-                option = next(iter(options[0] or ()), None) if options else None
-                found.append((name, option or f"--{name.replace('_', '-')}", Path(path), mark))
+                found.append((name, _option(name, hint), Path(path), mark))
     return found
+
+
+def _option(name: str, hint: Any) -> str:
+    """As it is typed; typer takes the first of an option's names for its default, where that is elsewhere."""
+    for each in hint.__metadata__:
+        for word in (getattr(each, "default", None), *(getattr(each, "param_decls", None) or ())):
+            if isinstance(word, str) and word.startswith("-"):
+                return word
+    return f"--{name.replace('_', '-')}"
 
 
 def _check(outputs: list[tuple[str, str, Path, Output]], given: dict[str, Any]) -> None:

@@ -16,6 +16,8 @@ from smkd.errors import DataError
 from smkd.files import cores
 
 GUARD = 'start it below `if __name__ == "__main__":` (the main guard), in a script that is a file'
+DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
+"""What PyTorch says of it."""
 NO_GUARD = 3
 """Exit code of a process that found itself in a script without a main guard."""
 
@@ -62,9 +64,7 @@ def deaths_named() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        found = re.search(
-            r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)", str(error)
-        )
+        found = DEATH.search(str(error))
         if found is None:
             raise
         fault = f"was killed ({found[2].strip()})" if found[2] else "ended"
@@ -76,7 +76,7 @@ def deaths_named() -> Iterator[None]:
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits; processes that are started meanwhile do not hear it until they unblock it (`unblock_interrupts`)."""
+    """Ctrl-C waits; processes that are started meanwhile hear it from `end_at_interrupts` on."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

@@ -98,7 +98,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None) -> Path:
 
 
 def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
-    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -150,7 +150,7 @@ def _report(ended: Sequence[int | None], folder: Path) -> None:
 
 
 def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: int, port: int) -> None:
-    """Train as one of several; what goes wrong is left in a file, and the exit code makes the parent stop the others."""
+    """Train as one of several; what goes wrong is left in a file, and the exit code makes the parent stop the rest."""
     end_with_parent()
     end_at_interrupts()
     (folder / f"{rank}.started").touch()
