@@ -20,7 +20,7 @@ from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import FewShotValidation, Result, backbone_features, evaluate_features
 from smkd.fewshot.feature_file import Source, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
-from smkd.files import sha256
+from smkd.files import expanded, sha256
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -118,7 +118,7 @@ def open_features(
     given = dict(changes or {})
     name = str(what)
     if Path(name).suffix in FEATURE_SUFFIXES:
-        return _open_file(name, given)
+        return _open_file(str(expanded(name)), given)
     source: VisionTransformer | Literal["pixels"] = "pixels"
     digest = ""
     if name in ("pixels", "random"):

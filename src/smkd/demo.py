@@ -13,7 +13,7 @@ from smkd.data.datasets import open_split
 from smkd.engine.runlog import console
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Result
-from smkd.files import explained, written_aside
+from smkd.files import expanded, explained, written_aside
 from smkd.viz import fewshot_figures
 from smkd.viz.figures import accuracy_bars, attention_grid, loss_curves, views_grid
 from smkd.viz.report import Section, write_report
@@ -43,6 +43,7 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, list[Result]]:
         SmkdError: the folder cannot be used.
     """
     started = time.perf_counter()
+    out = expanded(out)
     with explained(out, ConfigError, option="--out"):
         out.mkdir(parents=True, exist_ok=True)
     runs = [out / "phase1", out / "phase2"]

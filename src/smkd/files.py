@@ -28,7 +28,7 @@ LEFT = 3600.0
 FULL = 2**20
 """Bytes; with less left, a failed write is put down to the disk being full."""
 REASONS = {
-    errno.ENOENT: "its folder is gone",
+    errno.ENOENT: "its folder is not there",
     errno.ENOTDIR: "a file is there where a folder is needed",
     errno.EEXIST: "a file is there where a folder is needed",
     errno.ESTALE: "the folder of the network is gone",

@@ -24,6 +24,7 @@ from smkd.classify.pictures import InputError, is_pictures
 from smkd.config.schema import RunConfig, Section
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.heads import make_head
+from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
 
 KIND = "classifier"
@@ -209,7 +210,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             known=self.known_, left_out=self.left_out_, classes=self.classes_.tolist(),
             label_type=self.classes_.dtype.str,
         )  # fmt: skip
-        storage.write(Path(path), KIND, settings.model_dump(mode="json"), tensors)
+        storage.write(expanded(path), KIND, settings.model_dump(mode="json"), tensors)
 
     @classmethod
     def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
@@ -218,7 +219,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: missing, cut short, or not a classifier.
         """
-        values, tensors = storage.read(Path(path), KIND)
+        values, tensors = storage.read(expanded(path), KIND)
         try:
             settings = _Settings.model_validate(values)
             encoder = None

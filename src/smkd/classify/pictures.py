@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smkd.data.images import SPLITS, FolderImages, class_folders, decode, image_files, upright
 from smkd.errors import DataError
+from smkd.files import expanded
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """Path of an image file, Pillow image, or uint8 [height, width, 3]."""
@@ -67,7 +68,9 @@ class Pictures:
                 raise InputError(f"{self.name(index)} is an array {found}; expected uint8 [height, width, 3]")
             return torch.from_numpy(np.array(item)).permute(2, 0, 1)
         try:
-            picture = upright(item.convert("RGB")) if isinstance(item, Image.Image) else decode(Path(item).read_bytes())
+            picture = (
+                upright(item.convert("RGB")) if isinstance(item, Image.Image) else decode(expanded(item).read_bytes())
+            )
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"cannot read image {self.name(index)}: {reason}") from error
@@ -89,7 +92,7 @@ def listed_images(places: Iterable[Path]) -> list[Path]:
         DataError: a place does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for place in places:
+    for place in map(expanded, places):
         if not place.exists():
             raise DataError(f"'{place}' does not exist; expected an image or a folder of images")
         inside = [place / name for name in image_files(place)] if place.is_dir() else [place]
@@ -105,6 +108,7 @@ def support_images(folder: Path) -> FolderImages:
     Raises:
         DataError: no folder, no class folders, a class without images, or a tree of splits.
     """
+    folder = expanded(folder)
     if not folder.is_dir():
         there = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")

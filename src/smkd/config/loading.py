@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
-from smkd.files import nearest
+from smkd.files import expanded, nearest
 
 # What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
 MACHINE_KEYS = frozenset((
@@ -52,6 +52,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
         recipe: name of a recipe of the package, or the path of a YAML file.
     """
     is_file = recipe.endswith((".yaml", ".yml"))
+    recipe = str(expanded(recipe)) if is_file else recipe
     if is_file and not Path(recipe).is_file():
         raise ConfigError(f"recipe file '{recipe}' does not exist")
     text = Path(recipe).read_text(encoding="utf-8") if is_file else recipe_text(recipe)
@@ -82,7 +83,8 @@ def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None
         if not sign or not key:
             raise ConfigError(f"'{word}' is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
+            # YAML's null, but here the home folder
+            value = text if text == "~" else yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"{key}: '{text}' is not a value") from error
         if key == "data" and not isinstance(value, dict):

@@ -26,7 +26,7 @@ from torch import Tensor
 from smkd import __version__
 from smkd.errors import DataError
 from smkd.fewshot.features import Features
-from smkd.files import explained, written_aside
+from smkd.files import expanded, explained, written_aside
 
 DATASETS = ("all_feats", "all_labels", "count")
 CHECK_NUMBERS = 2**20
@@ -80,7 +80,7 @@ class FeatureWriter:
     """
 
     def __init__(self, path: Path, *, rows: int, dim: int, source: Source) -> None:
-        self.path, self.rows, self.dim = path, rows, dim
+        self.path, self.rows, self.dim = expanded(path), rows, dim
         self.source = replace(source, smkd_version=__version__)
         self.stack = contextlib.ExitStack()
         self.labels = np.zeros(rows, np.int64)

@@ -232,8 +232,8 @@ def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: 
             yield from (task.result() for task in finished)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed (out of memory?); run the same command again, with fewer --processes, and from "
-            f"Python {GUARD}"
+            "a worker process was killed (out of memory?); run the same command again, with fewer --processes; from "
+            f"Python, {GUARD}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
