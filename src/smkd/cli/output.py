@@ -162,7 +162,7 @@ OTHER = "give another name"
 def _check_input(option: str, path: Path, output: Output, read: Path) -> None:
     """Compare resolved paths and inodes."""
     target, source = Path(os.path.realpath(path)), Path(os.path.realpath(read))
-    if target == source or (path.exists() and os.path.samefile(path, read)):
+    if target == source or (os.path.exists(path) and os.path.samefile(path, read)):
         raise ConfigError(f"{option}: '{path}' is read by the same call and would be replaced; {OTHER}")
     if output.is_folder is not False and target in source.parents:
         raise ConfigError(f"{option}: '{path}' holds '{read}', which the same call reads; {OTHER}")

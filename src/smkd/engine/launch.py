@@ -10,6 +10,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
@@ -108,6 +109,7 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
         ]
         ended: list[int | None] = []
         try:
+            _begin_tracker()
             with interrupts_later():
                 for worker in workers:
                     worker.start()
@@ -116,6 +118,16 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
         finally:
             _stop(workers)
         _report(ended, folder)
+
+
+def _begin_tracker() -> None:
+    """Start Python's own process that clears up behind workers that were stopped, without its warning that it did."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join([*([before] if before else []), "ignore:resource_tracker"])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS") if before is None else os.environ.update(PYTHONWARNINGS=before)
 
 
 def _stop(workers: Sequence[SpawnProcess]) -> None:
