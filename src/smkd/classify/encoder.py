@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -27,6 +27,7 @@ from smkd.files import cores
 from smkd.interop.load import MARK
 from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
+from smkd.progress import Track
 
 PIXELS = "pixels"
 FOREIGN_RECIPE = "folder-pretrain"
@@ -36,9 +37,6 @@ WORKERS_FROM, MOST_WORKERS = 256, 16
 SMALL = 5e7
 """Products for an image, parameters times patches, below which a network gains nothing from threads."""
 Channels = tuple[float, float, float]
-Batches = Iterable[tuple[Tensor, NDArray[np.int64]]]
-Track = Callable[[Batches, int], Batches]
-"""Shows progress over batches, given how many there are."""
 
 
 class EncoderConfig(Section):
@@ -129,9 +127,11 @@ class Encoder:
         """
         images = Pictures(items)
         stream = self._stream(images)
-        shown = stream if track is None else track(stream, len(stream.loader))
+        batches: Iterable[tuple[Tensor, NDArray[np.int64]]] = stream
+        if track is not None:
+            batches = track(stream, "features", len(stream.loader))
         with self._few_threads(len(items)):
-            parts = list(shown)
+            parts = list(batches)
         values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
         rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
         missing = sorted(set(range(len(items))) - set(rows.tolist()))

@@ -12,12 +12,13 @@ import typer
 from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
+from smkd.progress import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from smkd.classify.encoder import Batches, Encoded, Encoder
+    from smkd.classify.encoder import Encoded, Encoder
     from smkd.classify.estimator import FewShotClassifier
 
 NONE = "none of these"
@@ -133,7 +134,7 @@ def search(
 
 def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
     """Features of all images, or the error of the first that cannot be read: every support image counts."""
-    encoded = encoder.readable(paths, _progress)
+    encoded = encoder.readable(paths, shown)
     if encoded.unreadable:
         raise DataError(encoded.unreadable[0])
     return encoded.values
@@ -141,7 +142,7 @@ def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
 
 def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
     """Features of the images that can be read; the others are named at once."""
-    encoded = encoder.readable(paths, _progress)
+    encoded = encoder.readable(paths, shown)
     if not len(encoded.rows):
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         raise DataError(f"{encoded.unreadable[0]}{more}")
@@ -218,14 +219,6 @@ def _table(answers: list[dict[str, Any]]) -> str:
         pairs = [value for pair in each["classes"] for value in pair.values()]
         writer.writerow([each["image"], each["answer"], each["known"], *pairs])
     return text.getvalue()
-
-
-def _progress(batches: Batches, total: int) -> Batches:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(batches, "features", total, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _say(lines: list[str]) -> None:

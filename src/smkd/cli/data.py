@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -12,6 +10,7 @@ import typer
 from smkd.cli.output import PREPARED
 from smkd.cli.verb import verb
 from smkd.errors import DataError
+from smkd.progress import bars
 
 if TYPE_CHECKING:
     from smkd.prepare.run import Size
@@ -83,7 +82,7 @@ def prepare(
     from smkd.prepare.run import prepare as run
 
     request = Request(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
-    with _bars() as on_progress:
+    with bars() as on_progress:
         digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
     typer.echo(f"prepared {name} in {out} (dataset.json sha256 {digest})")
 
@@ -97,26 +96,3 @@ def _size(text: str | None) -> Size | None:
     if not text.isdecimal():
         raise DataError(f"--size {text}: give a number of pixels, or 'original'")
     return int(text)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for each thing that is going on, where a terminal is there; elsewhere nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TaskID as Task
-
-    tasks: dict[str, Task] = {}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def on_progress(title: str, done: int, total: int | None) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title, total=total or 0)
-            progress.update(tasks[title], completed=done, total=total or max(done, 1))
-
-        yield on_progress

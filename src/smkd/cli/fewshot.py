@@ -11,6 +11,7 @@ import typer
 from smkd.cli.output import FEATURES, JSON, PAGE, PICTURES, write_json
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError
+from smkd.progress import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -115,8 +116,6 @@ def features(
     accelerator: Accelerator = "auto",
 ) -> None:
     """Write the features of a split to an HDF5 file, in the layout of the published ones."""
-    from rich.progress import track
-
     from smkd import api
     from smkd.engine.runlog import console
     from smkd.fewshot.feature_file import FeatureWriter
@@ -129,8 +128,7 @@ def features(
     if stream is None:
         raise ConfigError(f"'{model}' is a feature file already")
     with FeatureWriter(out, rows=len(stream.images), dim=stream.dim, source=opened.about) as writer:
-        for values, labels in track(stream, f"{opened.about.split} features", len(stream.loader), console=console,
-                                    disable=not console.is_terminal):  # fmt: skip
+        for values, labels in shown(stream, f"{opened.about.split} features", len(stream.loader)):
             writer.append(values, labels)
     console.print(f"{out}: {writer.count} features of {stream.dim} numbers, {len(stream.images.class_names)} classes")
     if writer.count < len(stream.images):

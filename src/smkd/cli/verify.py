@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,9 +11,9 @@ from smkd.cli.output import JSON, SHEETS, write_json
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 from smkd.files import explained, written_aside
+from smkd.progress import shown
 
 if TYPE_CHECKING:
-    from smkd.data.scan import Seen
     from smkd.data.statistics import Channels
     from smkd.data.verify import Expected, Report
 
@@ -56,7 +54,7 @@ def verify(
     expected = _published(name) if name in BENCHMARKS else None
     report = check(
         source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
-        jobs=processes or default_jobs(), track=_progress,
+        jobs=processes or default_jobs(), track=shown,
     )  # fmt: skip
     if json_file is not None:
         write_json(json_file, report.as_dict())
@@ -91,7 +89,7 @@ def stats(
 
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
     typer.echo(source.description)
-    found = image_statistics(source.open("train"), processes or default_jobs(), _progress)
+    found = image_statistics(source.open("train"), processes or default_jobs(), shown)
     left_out = f", {found.unreadable} unreadable ones left out" if found.unreadable else ""
     typer.echo(f"train: {found.images} images, {found.pixels} pixels{left_out}; red, green, blue on the 0-1 scale")
     typer.echo(f"mean  {_numbers(found.mean)}")
@@ -162,10 +160,3 @@ def _published(name: str) -> Expected:
     for entry in class_list(name):
         counts.setdefault(entry.split, {})[entry.folder] = entry.images
     return counts
-
-
-def _progress(chunks: Iterable[Seen], title: str, total: int) -> Iterable[Seen]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(chunks, title, total, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

@@ -31,13 +31,14 @@ from torch import Tensor
 
 from smkd.config.schema import DataConfig
 from smkd.data import cache_build
-from smkd.data.cache_build import INDEX, Index, Track, shown, shrunk
+from smkd.data.cache_build import INDEX, Index, shown, shrunk
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
 from smkd.data.processes import default_jobs
 from smkd.data.shards import ShardStore
 from smkd.errors import DataError
 from smkd.files import explained, sha256, written_aside
+from smkd.progress import Track
 
 FOLDER = ".smkd-cache"
 MAGIC = b"smkd-im1"

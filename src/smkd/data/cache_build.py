@@ -22,10 +22,9 @@ from smkd.data.images import StoredImages, shown_shape
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 from smkd.files import PARTIAL
+from smkd.progress import Track
 
 T = TypeVar("T")
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Wraps the chunks of a pass over the images with its title and their number, to show progress."""
 Index = NDArray[np.void]
 INDEX = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<u4")])
 """A row of the index; height and width are 0 for an image that could not be read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,13 +14,11 @@ from torch.utils.data import DataLoader, Dataset
 from smkd.data.images import StoredImages
 from smkd.data.processes import deaths_named, end_with_parent
 from smkd.errors import DataError
+from smkd.progress import Track
 
 CHUNK = 64
 """Images looked at in one go: what a process holds is one image and these few numbers."""
 CHANNELS, LEVELS = 3, 256
-
-Track = Callable[[Iterable["Seen"], str, int], Iterable["Seen"]]
-"""Wraps the chunks of a scan with its title and their number, to show progress."""
 
 
 @dataclass

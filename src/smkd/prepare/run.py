@@ -26,10 +26,9 @@ from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 from smkd.prepare.omniglot import plan_omniglot
 from smkd.prepare.registry import Benchmark, benchmark
 from smkd.prepare.tiered import plan_tiered
+from smkd.progress import OnProgress
 
 Size = int | Literal["original"]
-OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is going on, how much is done, and of how much if that is known."""
 
 SIZES = range(8, 4097)
 MINI_SIZE = 480
