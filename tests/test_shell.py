@@ -17,15 +17,18 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from classify_data import photographs
 from smkd import api, distributed
+from smkd.classify import encoder
 from smkd.cli import app
 from smkd.config.loading import check, resolve
 from smkd.data import processes
+from smkd.data.loader import worker_count
 from smkd.errors import ConfigError, DataError, SmkdError
 
 SMKD = [sys.executable, "-m", "smkd"]
@@ -316,6 +319,8 @@ def test_a_daemon_process_starts_no_readers(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(current._config, "daemon", True)  # type: ignore[attr-defined]
     assert processes.default_jobs() == 1
     assert processes.allowed(4) == 0
+    assert encoder._reading_processes(1000) == 0
+    assert worker_count(resolve("debug-pretrain", ["num_workers=4"]), torch.device("cpu")) == 0
     with pytest.raises(ConfigError, match="a daemon process may start no others"):
         api.pretrain(resolve("debug-pretrain", ["devices=2", "accelerator=cpu", "out=/nowhere/x"]))
 
@@ -359,10 +364,10 @@ def test_signals_end_a_training_in_a_line(tmp_path: Path, devices: int, number: 
 
 
 def test_a_users_error_among_several_processes_is_said_once(tmp_path: Path) -> None:
-    photographs(tmp_path / "photos" / "train", (4, 4))
+    photographs(tmp_path / "photos" / "train", (8, 8))
     broken = next(path for path in (tmp_path / "photos").rglob("*") if path.is_file())
     broken.write_bytes(broken.read_bytes()[:50])
-    words = training(tmp_path, "devices=2", f"data={tmp_path / 'photos'}", "data.dataset=folder")
+    words = training(tmp_path, "devices=2", f"data={tmp_path / 'photos'}", "data.limit_per_class=8")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "smkd"]
     for start in (SMKD, torchrun):
         done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
