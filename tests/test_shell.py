@@ -367,7 +367,9 @@ def test_a_users_error_among_several_processes_is_said_once(tmp_path: Path) -> N
     photographs(tmp_path / "photos" / "train", (8, 8))
     broken = next(path for path in (tmp_path / "photos").rglob("*") if path.is_file())
     broken.write_bytes(broken.read_bytes()[:50])
-    words = training(tmp_path, "devices=2", f"data={tmp_path / 'photos'}", "data.limit_per_class=8")
+    words = training(
+        tmp_path, "devices=2", f"data={tmp_path / 'photos'}", "data.dataset=folder", "data.limit_per_class=8"
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "smkd"]
     for start in (SMKD, torchrun):
         done = subprocess.run([*start, *words], capture_output=True, text=True, check=False)
