@@ -74,7 +74,7 @@ def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> Non
         if process.exitcode == -signal.SIGKILL:
             kills += 1
             wait_until_gone(process.pid)
-            halves += any(folder.glob("*.aside"))
+            halves += any(folder.glob("*.partial"))
         else:
             assert process.exitcode == 0
         done = list(folder.glob("*.images"))
@@ -164,10 +164,10 @@ def test_damaged_pixels_are_not_trusted(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("number", "message"),
     [
-        (errno.ENOSPC, r"data\.cache: '.*\.smkd-cache': no space left; make room, choose another data\.cache_dir"),
-        (errno.EDQUOT, r"no space left"),
-        (errno.EACCES, r"data\.cache: no permission to write '.*\.smkd-cache'; set data\.cache_dir=<folder>"),
-        (errno.EROFS, r"no permission to write"),
+        (errno.ENOSPC, r"data\.cache: cannot write '.*\.images': No space left on device; make room, choose another"),
+        (errno.EDQUOT, r"quota exceeded; make room, choose another folder with data\.cache_dir=<folder>"),
+        (errno.EACCES, r"data\.cache: cannot write '.*\.images': Permission denied; "),
+        (errno.EROFS, r"Read-only file system"),
     ],
 )
 def test_a_disk_that_refuses_is_one_line(
@@ -220,12 +220,12 @@ def test_where_the_file_lies(photos: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_a_file_in_the_place_of_the_folder_is_named(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     for wrong in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(DataError, match=r"data\.cache_dir: '.*file.*' is, or lies below, a file; give a folder"):
+        with pytest.raises(DataError, match=r"data\.cache: cannot write '.*file.*': a file is there .*data\.cache_dir"):
             make(settings(photos, cache_dir=wrong))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_without_permission_is_named(photos: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    with pytest.raises(DataError, match=r"no permission to write '.*locked'; set data\.cache_dir"):
+    with pytest.raises(DataError, match=r"cannot write '.*locked.*': Permission denied; .*data\.cache_dir"):
         make(settings(photos, cache_dir=tmp_path / "locked"))

@@ -19,7 +19,7 @@ from smkd.classify import FewShotClassifier
 from smkd.classify.left_out import CANDIDATES, LeftOut, left_out, temperature
 from smkd.errors import ConfigError, SmkdError
 from smkd.fewshot.head import Learned
-from smkd.fewshot.heads import BUILTIN, make_head
+from smkd.fewshot.heads import heads, make_head
 
 UNEQUAL = (7, 2, 5, 1)
 X, Y = blobs(UNEQUAL)
@@ -33,7 +33,7 @@ def test_scikit_learn_finds_nothing_wrong() -> None:
     assert clone(FewShotClassifier(head="knn", seed=3)).get_params()["seed"] == 3
 
 
-@pytest.mark.parametrize("head", [*BUILTIN, "auto", "logistic:c=3", "simpleshot:transform=cl2n"])
+@pytest.mark.parametrize("head", [*heads.builtin, "auto", "logistic:c=3", "simpleshot:transform=cl2n"])
 def test_every_head_gives_probabilities_with_unequal_shots(head: str) -> None:
     classifier = FewShotClassifier(head=head).fit(X, Y)
     chances = classifier.predict_proba(QUERY)

@@ -260,7 +260,7 @@ def test_an_interrupted_write_leaves_things_as_they_were(
     def interrupted() -> None:
         with FeatureWriter(path, rows=10, dim=7, source=SOURCE) as writer:
             writer.append(values[:5] + 1, labels[:5])
-            assert partials(tmp_path) == [tmp_path / ".a.h5.partial"]
+            assert len(partials(tmp_path)) == 1
             raise error
 
     with pytest.raises(error):

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from torch import Tensor
 
+from smkd import registry
 from smkd.errors import ConfigError
-from smkd.fewshot import heads
 from smkd.fewshot.head import rule_products
-from smkd.fewshot.heads import head_names, make_head
+from smkd.fewshot.heads import head_names, heads, make_head
 from smkd.fewshot.sgd import Classifier, Start, train_dist, train_softmax
 
 Array = NDArray[np.float64]
@@ -235,8 +235,8 @@ def test_scores_stay_finite_on_degenerate_support() -> None:
 
 
 def test_heads_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = EntryPoint("always-first", f"{__name__}:always_first", heads.ENTRY_POINTS)
-    monkeypatch.setattr(heads, "entry_points", lambda group: EntryPoints([point]))
+    point = EntryPoint("always-first", f"{__name__}:always_first", heads.group)
+    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]))
     assert "always-first" in head_names()
     scores = make_head("always-first")(torch.zeros(1, 4, 3), torch.tensor([[0, 1, 0, 1]]), torch.zeros(1, 2, 3), None)  # type: ignore[arg-type]
     assert scores.argmax(dim=-1).tolist() == [[0, 0]]

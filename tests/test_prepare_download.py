@@ -172,6 +172,6 @@ def test_not_found_says_where_to_fetch_by_hand(server: Server, tmp_path: Path) -
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_told_from_a_cut_connection(server: Server, tmp_path: Path) -> None:
     (tmp_path / "archive.tar.gz.part").symlink_to("/dev/full")
-    with pytest.raises(DataError, match=r"no space left for '.*'; make room and run the same command again"):
+    with pytest.raises(DataError, match=r"cannot write '.*': No space left on device; the same command goes on"):
         get(download(server), tmp_path)
     assert server.asked == [None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.feature_file import Source, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
+from smkd.files import expanded, sha256
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -121,7 +121,7 @@ def open_features(
     given = changes or {}
     name = str(what)
     if Path(name).suffix in FEATURE_SUFFIXES:
-        return _open_file(name, given)
+        return _open_file(str(expanded(name)), given)
     source: VisionTransformer | Literal["pixels"] = "pixels"
     digest = ""
     if name in ("pixels", "random"):
@@ -136,8 +136,7 @@ def open_features(
         for line in state.get(MARK, []):
             print(line, file=sys.stderr)
         config = changed(config, given)
-        with file.open("rb") as opened:
-            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        digest = sha256(file)
     _check_data(name, config)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)

@@ -13,6 +13,7 @@ from smkd.data.datasets import open_split
 from smkd.engine.runlog import console
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Result
+from smkd.files import expanded, explained, written_aside
 from smkd.viz import fewshot_figures
 from smkd.viz.figures import accuracy_bars, attention_grid, loss_curves, views_grid
 from smkd.viz.report import Section, write_report
@@ -42,10 +43,9 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, list[Result]]:
         SmkdError: the folder cannot be used.
     """
     started = time.perf_counter()
-    try:
+    out = expanded(out)
+    with explained(out, ConfigError, option="--out"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--out: cannot make folder '{out}': {error.strerror}") from error
     runs = [out / "phase1", out / "phase2"]
     first = api.resolve("patterns-pretrain", [f"out={runs[0]}", f"seed={seed}"])
     second = api.resolve("patterns-distill", [f"out={runs[1]}", f"seed={seed}", f"init={runs[0]}"])
@@ -59,8 +59,9 @@ def run_demo(out: Path, seed: int = 0) -> dict[str, list[Result]]:
     api.distill(second)
     results["phase2"] = api.evaluate(api.load(runs[1]), second)
 
-    _write_results(out / "results.json", results)
-    _write_report(out / "report.html", results, first, second, runs)
+    with explained(out, ConfigError, option="--out"):
+        _write_results(out / "results.json", results)
+        _write_report(out / "report.html", results, first, second, runs)
     console.print(rich_table(_table(results)))
     console.print(_protocol(second))
     console.print(f"{out}/report.html, {out}/results.json; {time.perf_counter() - started:.0f} s")
@@ -79,7 +80,8 @@ def _write_results(path: Path, results: dict[str, list[Result]]) -> None:
     numbers = {
         name: {str(row.shot): {"mean": row.mean, "ci95": row.ci95} for row in rows} for name, rows in results.items()
     }
-    path.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+    with written_aside(path) as aside:
+        aside.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def _table(results: dict[str, list[Result]]) -> list[list[str]]:

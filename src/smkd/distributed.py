@@ -3,22 +3,121 @@
 from __future__ import annotations
 
 import os
+import sys
+from datetime import timedelta
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from smkd.errors import ConfigError
+
+
+class Place(NamedTuple):
+    """Of a process among those that were started together.
+
+    Attributes:
+        rank: its number among all of them.
+        size: how many they are.
+        local_rank: its number on this machine.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+
+
+class _Failure:
+    """Which of the processes fails first: the store that they met in outlives the group."""
+
+    store: Any = None
+    is_first: bool | None = None
+
+
+def place() -> Place | None:
+    """What torchrun's variables say of this process; None if it is by itself (RANK missing or empty).
+
+    Raises:
+        ConfigError: a variable is missing, or no number that could be.
+    """
+    if not os.environ.get("RANK", "").strip():
+        return None
+    for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name, "").strip():
+            raise ConfigError(
+                f"RANK={os.environ['RANK']} is set but {name} is not: start with torchrun, which sets all of them, "
+                "or unset RANK to use one process"
+            )
+    size = _number("WORLD_SIZE", 1, None)
+    _number("MASTER_PORT", 1, 2**16)
+    return Place(_number("RANK", 0, size), size, local_rank())
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, 0 if it is by itself; raises `ConfigError` if it is no number."""
+    return _number("LOCAL_RANK", 0, None) if os.environ.get("LOCAL_RANK", "").strip() else 0
+
+
+def _number(name: str, least: int, end: int | None) -> int:
+    text = os.environ[name].strip()
+    if not text.isdecimal() or int(text) < least or (end is not None and int(text) >= end):
+        expected = f"a whole number from {least}" + ("" if end is None else f" to {end - 1}")
+        raise ConfigError(f"{name}={text}: should be {expected}; torchrun sets it, or unset RANK to use one process")
+    return int(text)
+
 
 def initialise(device: torch.device) -> None:
-    """Join the process group that torchrun's variables describe, if there are any."""
-    if "RANK" in os.environ and not dist.is_initialized():
+    """Join the process group that torchrun's variables describe, if there are any.
+
+    Raises:
+        ConfigError: a variable is wrong, or the others cannot be reached.
+    """
+    if place() is None or dist.is_initialized():
+        return
+    try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).split("\n")[0]
+        raise ConfigError(f"cannot join the other processes at {where} (MASTER_ADDR, MASTER_PORT): {reason}") from error
+    _Failure.store, _Failure.is_first = dist.distributed_c10d._get_default_store(), None
 
 
 def shutdown() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one; on the way out of an error, the others can know before they notice."""
+    if isinstance(sys.exc_info()[1], Exception):
+        fails_first()
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def fails_first() -> bool:
+    """Whether this process, which has failed, is the first of its group to fail: the one that says why.
+
+    Where they have not met yet and there is no store of torchrun's, each is.
+    """
+    if _Failure.is_first is None:
+        try:
+            store = _Failure.store or _store_of_torchrun()
+            _Failure.is_first = store is None or store.add("smkd failed", 1) == 1
+        except RuntimeError:  # the store is gone, and with it the process that held it
+            _Failure.is_first = False
+    return _Failure.is_first
+
+
+def _store_of_torchrun() -> Any:
+    try:
+        if place() is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return None
+    except ConfigError:
+        return None
+    wait = timedelta(seconds=5)
+    where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(*where, None, False, wait)  # type: ignore[attr-defined]
+    # as PyTorch names the part of the store that belongs to this start
+    part = f"/worker/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    return dist.PrefixStore(part, store)  # type: ignore[attr-defined]
 
 
 def rank() -> int:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from smkd.config.loading import resolve
 from smkd.engine.restore import backbone_of, open_checkpoint
+from smkd.errors import ConfigError
 from smkd.fewshot.features import pool
+from smkd.files import expanded, sha256
 from smkd.interop import header
 from smkd.interop.export import form_of, write
 from smkd.interop.export_hub import HubBackbone, push
@@ -58,7 +60,9 @@ def export(
     state, file = open_checkpoint(where, resolve(recipe))
     release = _release(state, file, str(where), network, license)
     release = release if image_size is None else release.at(image_size)
-    path = Path(f"{release.about.name}{form.suffix}" if out is None else out)
+    path = expanded(f"{release.about.name}{form.suffix}" if out is None else out)
+    if path.exists() and file.exists() and os.path.samefile(path, file):
+        raise ConfigError(f"-o '{path}' is the file that the backbone comes from; choose another")
     make_features = partial(pool, config=release.config.features)
     report = write(
         release, to, path, make_features, dynamic_size=dynamic_size, repository=repository, overwrite=overwrite
@@ -77,6 +81,8 @@ def from_pretrained(where: str | Path, revision: str | None = None) -> HubBackbo
         CheckpointError: there is none, it cannot be fetched, or it is not a ViT of a kind that this package has.
     """
     source = str(where)
+    if source.startswith("~"):
+        source = str(expanded(source))
     if not Path(source).exists():
         source = f"{HUB}{source.removeprefix(HUB)}" + ("" if revision is None else f"@{revision}")
     return HubBackbone.opened(locate(source), str(where))
@@ -92,9 +98,7 @@ def _release(
     else:
         scores: tuple[Score, ...] = ()
         if run is not None and network == "teacher":
-            with file.open("rb") as opened:
-                digest = hashlib.file_digest(opened, "sha256").hexdigest()
-            scores = found_scores(run, config, digest=digest, step=int(state["step"]))
+            scores = found_scores(run, config, digest=sha256(file), step=int(state["step"]))
         name = _name(where) if run is None else run.resolve().name
         about = Settings(name=name, network=network, config=config, scores=scores, source=_source(state))
     changes = {"config": without_paths(config)} | ({} if license is None else {"license": license})

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
 from smkd.errors import ConfigError
+from smkd.files import nearest
 
 
 class Registry:
@@ -51,9 +51,9 @@ class Registry:
             return
         known = self.names()
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-            hint = f"; did you mean '{close[0]}'?" if close else ""
-            raise ConfigError(f"{self.kind} '{name}' is unknown{hint} (known: {', '.join(known) or 'none'})")
+            raise ConfigError(
+                f"{self.kind} '{name}' is unknown{nearest(name, known)} (known: {', '.join(known) or 'none'})"
+            )
 
     def load(self, name: str) -> Callable[..., Any]:
         """What a name stands for.

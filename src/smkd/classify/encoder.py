@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -20,13 +19,16 @@ from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
 from smkd.config.section import Positive
 from smkd.data.datasets import DatasetSpec, configured_spec
+from smkd.data.processes import allowed
 from smkd.engine.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
+from smkd.files import cores
 from smkd.interop.load import MARK
 from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
+from smkd.progress import Track
 
 PIXELS = "pixels"
 FOREIGN_RECIPE = "folder-pretrain"
@@ -36,9 +38,6 @@ WORKERS_FROM, MOST_WORKERS = 256, 16
 SMALL = 5e7
 """Products for an image, parameters times patches, below which a network gains nothing from threads."""
 Channels = tuple[float, float, float]
-Batches = Iterable[tuple[Tensor, NDArray[np.int64]]]
-Track = Callable[[Batches, int], Batches]
-"""Shows progress over batches, given how many there are."""
 
 
 class EncoderConfig(Section):
@@ -134,9 +133,11 @@ class Encoder:
             raise InputError("expected images: paths, Pillow images or uint8 arrays [height, width, 3]")
         images = Pictures(found or [])
         stream = self._stream(images)
-        shown = stream if track is None else track(stream, len(stream.loader))
+        batches: Iterable[tuple[Tensor, NDArray[np.int64]]] = stream
+        if track is not None:
+            batches = track(stream, "features", len(stream.loader))
         with self._few_threads(len(images)):
-            parts = list(shown)
+            parts = list(batches)
         values = torch.cat([part[0] for part in parts]) if parts else torch.empty(0, self.dim)
         rows = np.concatenate([part[1] for part in parts]) if parts else np.empty(0, np.int64)
         missing = sorted(set(range(len(images))) - set(rows.tolist()))
@@ -253,7 +254,7 @@ def _reading_processes(images: int) -> int:
     # a script without a main guard cannot start processes that are not forked
     if images < WORKERS_FROM or multiprocessing.get_start_method() != "fork":
         return 0
-    return min(MOST_WORKERS, (os.cpu_count() or 1) - 1)
+    return allowed(min(MOST_WORKERS, cores() - 1))
 
 
 def _reason(images: Pictures, index: int) -> str:

@@ -25,6 +25,7 @@ from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.fewshot.features import check_finite, plain
 from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import make_head
+from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
 
 KIND = "classifier"
@@ -194,7 +195,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             known=self.known_, left_out=(self.left_out_.right, self.left_out_.images), classes=self.classes_.tolist(),
             label_type=self.classes_.dtype.str,
         )  # fmt: skip
-        storage.write(Path(path), KIND, settings.model_dump(mode="json"), tensors)
+        storage.write(expanded(path), KIND, settings.model_dump(mode="json"), tensors)
 
     @classmethod
     def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
@@ -203,7 +204,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: missing, cut short, or not a classifier.
         """
-        values, tensors = storage.read(Path(path), KIND)
+        values, tensors = storage.read(expanded(path), KIND)
         try:
             settings = _Settings.model_validate(values)
             encoder = None

@@ -17,6 +17,7 @@ from smkd.data.formats import class_folders, find_images, foreign_line, warn
 from smkd.data.images import SPLITS, FolderImages
 from smkd.errors import DataError
 from smkd.fewshot.features import plain
+from smkd.files import expanded
 
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """Path of an image file, Pillow image, or uint8 [height, width, 3]."""
@@ -80,7 +81,7 @@ class Pictures:
                 raise InputError(f"{self.name(index)} is an array {found}; expected uint8 [height, width, 3]")
             return torch.from_numpy(np.array(item)).permute(2, 0, 1)
         try:
-            picture = as_rgb(item) if isinstance(item, Image.Image) else decode(read_file(Path(item)))
+            picture = as_rgb(item) if isinstance(item, Image.Image) else decode(read_file(expanded(item)))
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
             raise InputError(f"cannot read image {self.name(index)}: {reason}") from error
@@ -104,7 +105,7 @@ def listed_images(places: Iterable[Path]) -> list[Path]:
         DataError: a place does not exist, or a folder holds no image.
     """
     found: list[Path] = []
-    for place in places:
+    for place in map(expanded, places):
         if not place.exists():
             raise DataError(f"'{place}' does not exist; expected an image or a folder of images")
         found += _inside(place) if place.is_dir() else [place]
@@ -126,6 +127,7 @@ def support_images(folder: Path) -> FolderImages:
     Raises:
         DataError: no folder, no class folders, a class without images, or a tree of splits.
     """
+    folder = expanded(folder)
     if not folder.is_dir():
         there = "is a file" if folder.exists() else "does not exist"
         raise DataError(f"'{folder}' {there}; expected a folder with a folder of images per class")

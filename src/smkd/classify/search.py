@@ -16,6 +16,7 @@ from smkd.classify import storage
 from smkd.classify.encoder import Encoder
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import check_finite
+from smkd.files import expanded
 
 KIND = "index"
 
@@ -67,7 +68,7 @@ class ImageIndex:
         settings, tensors = self.encoder.saved()
         tensors["features"] = torch.from_numpy(self.features)
         tensors["names"] = torch.from_numpy(_packed(self.names))
-        storage.write(Path(path), KIND, {"encoder": settings}, tensors)
+        storage.write(expanded(path), KIND, {"encoder": settings}, tensors)
 
     @staticmethod
     def load(path: str | Path, accelerator: str = "auto") -> ImageIndex:
@@ -77,7 +78,7 @@ class ImageIndex:
             CheckpointError: missing, cut short, or not an index.
             DataError: features that are not finite.
         """
-        settings, tensors = storage.read(Path(path), KIND)
+        settings, tensors = storage.read(expanded(path), KIND)
         try:
             encoder = Encoder.restored(settings["encoder"], tensors, accelerator)
             features = tensors["features"].numpy()

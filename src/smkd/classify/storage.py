@@ -5,9 +5,7 @@ A `.smkd` file is a safetensors file like any other; its metadata has the one ke
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from smkd import __version__
 from smkd.errors import CheckpointError
+from smkd.files import explained, written_aside
 
 KEY = "smkd"
 FORMAT = 1
@@ -33,21 +32,9 @@ def write(path: Path, kind: str, settings: dict[str, Any], tensors: dict[str, Te
         CheckpointError: it cannot be written.
     """
     header = {"format": FORMAT, "kind": kind, "version": __version__, "settings": settings}
-    aside = path.with_name(f".{path.name}.partial")
     kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("wb") as file:
-            file.write(save(kept, {KEY: json.dumps(header)}))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
-        there = "; the file that was there is kept" if path.is_file() else ""
-        raise CheckpointError(f"cannot write '{path}': {reason}{there}") from error
+    with explained(path, CheckpointError), written_aside(path) as aside:
+        aside.write_bytes(save(kept, {KEY: json.dumps(header)}))
 
 
 def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

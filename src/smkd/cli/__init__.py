@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 import warnings
 from typing import Annotated, TextIO
@@ -57,6 +59,33 @@ def common(
 
 def main() -> None:
     """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # what a terminal or file cannot encode is escaped
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        _main()
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Empty the buffers now: at the end of the process, a reader that went away would be a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _fails_first() -> bool:
+    """Whether no other process of a training said why it failed."""
+    from smkd import distributed
+
+    return distributed.fails_first()
+
+
+def _main() -> None:
     debug = "--debug" in sys.argv
     # accepted anywhere on the line
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
@@ -73,7 +102,8 @@ def main() -> None:
             raise
     else:
         return
-    typer.echo(f"smkd: {message}", err=True)
+    if not os.environ.get("RANK") or _fails_first():
+        typer.echo(f"smkd: {message}", err=True)
     raise SystemExit(2)
 
 

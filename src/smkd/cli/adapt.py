@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smkd.cli.output import RUN
 from smkd.cli.training import Overrides
+from smkd.cli.verb import is_first_rank, verb
 
 if TYPE_CHECKING:
     from smkd.adaptation import Adapted
 
 
+@verb("stopped; the same command goes on after the last finished epoch")
 def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, such as a folder of class folders.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder."), RUN],
     backbone: Annotated[
         str,
         typer.Option(
@@ -29,12 +31,8 @@ def adapt(
     """Phase 2 on your own few images from any backbone, and whether held-out images gain. The same command resumes."""
     from smkd.adaptation import adapt
 
-    try:
-        adapted = adapt(data, out, backbone, settings or [])
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on after the last finished epoch", err=True)
-        raise SystemExit(130) from None
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+    adapted = adapt(data, out, backbone, settings or [])
+    if is_first_rank():
         for line in [*report(adapted), *next_commands(adapted, data)]:
             typer.echo(line)
 

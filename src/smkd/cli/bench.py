@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smkd.cli.output import write_json
+from smkd.cli.output import JSON, write_json
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 
 if TYPE_CHECKING:
     from smkd.engine.bench import Bench
 
 
+@verb()
 def bench(
     recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or YAML file.")] = "mini-imagenet-distill",
     settings: Annotated[
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings, such as batch_size=8 data=photos.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 10,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here."), JSON] = None,
     against: Annotated[Path | None, typer.Option(help="Earlier --json file to print ratios to.")] = None,
 ) -> None:
     """Images a second, where a step's time goes, FLOPs, share of the machine's ceiling, memory.
@@ -35,13 +37,13 @@ def bench(
 
     earlier = None if against is None else _read(against)
     found = measure(api.resolve(recipe, settings or []), steps)
+    if json_file is not None:
+        write_json(json_file, found.as_dict())
     console.print(
         f"{found.recipe}, batch {found.batch_size}, {found.parameters / 1e6:.1f} M parameters, {found.data}; "
         f"{found.device}, {found.precision}, PyTorch {found.torch}, {found.threads} threads"
     )
     console.print(rich_table(_table(found, earlier)))
-    if json_file is not None:
-        write_json(json_file, found.as_dict())
 
 
 def _table(found: Bench, earlier: dict[str, Any] | None) -> list[list[str]]:

@@ -8,8 +8,10 @@ from typing import Annotated
 import typer
 
 from smkd.cli.classify import Backbone, Recipe
+from smkd.cli.verb import verb
 
 
+@verb()
 def app(
     support: Annotated[
         Path | None,

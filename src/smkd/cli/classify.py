@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smkd.cli.output import write_json, write_text
+from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
+from smkd.cli.verb import verb
 from smkd.data.class_split import listed
 from smkd.errors import ConfigError, DataError
+from smkd.progress import shown
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from smkd.classify.encoder import Batches, Encoded, Encoder
+    from smkd.classify.encoder import Encoded, Encoder
     from smkd.classify.estimator import FewShotClassifier
     from smkd.classify.left_out import LeftOutAccuracy
 
@@ -34,9 +36,10 @@ Backbone = Annotated[
 Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
 
 
+@verb()
 def fit(
     support: Annotated[Path, typer.Argument(metavar="SUPPORT_DIR", help="Folder with a folder of images per class.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd."), CLASSIFIER],
     backbone: Backbone,
     head: Annotated[
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
@@ -68,11 +71,14 @@ def fit(
     typer.echo(f"written: {out}")
 
 
+@verb()
 def predict(
     classifier: Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="File of `smkd fit`.")],
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Images, or folders of images.")],
-    csv_file: Annotated[Path | None, typer.Option("--csv", help="Also write the answers here, a row an image.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the answers here.")] = None,
+    csv_file: Annotated[
+        Path | None, typer.Option("--csv", help="Also write the answers here, a row an image."), CSV
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the answers here."), JSON] = None,
     top: Annotated[int, typer.Option(min=1, help="How many classes to name, most probable first.")] = 1,
     reject: Annotated[
         float | None,
@@ -102,9 +108,10 @@ def predict(
     _count_unreadable(encoded)
 
 
+@verb()
 def index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd."), INDEX],
     backbone: Backbone,
     recipe: Recipe = None,
 ) -> None:
@@ -122,6 +129,7 @@ def index(
     _count_unreadable(encoded)
 
 
+@verb()
 def search(
     index_file: Annotated[Path, typer.Argument(metavar="INDEX", help="File of `smkd index`.")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="What to look for.")],
@@ -137,7 +145,7 @@ def search(
 
 def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
     """Features of all images, or the error of the first that cannot be read: every support image counts."""
-    encoded = encoder.readable(paths, _progress)
+    encoded = encoder.readable(paths, shown)
     if encoded.unreadable:
         raise DataError(encoded.unreadable[0])
     return encoded.values
@@ -145,7 +153,7 @@ def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
 
 def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
     """Features of the images that can be read; the others are named at once."""
-    encoded = encoder.readable(paths, _progress)
+    encoded = encoder.readable(paths, shown)
     if not len(encoded.rows):
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         raise DataError(f"{encoded.unreadable[0]}{more}")
@@ -244,14 +252,6 @@ def _table(answers: list[dict[str, Any]]) -> str:
         pairs = [value for pair in each["classes"] for value in pair.values()]
         writer.writerow([each["image"], each["answer"], each["known"], *pairs])
     return text.getvalue()
-
-
-def _progress(batches: Batches, total: int) -> Batches:
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(batches, "features", total, console=console, disable=not console.is_terminal, transient=True)
 
 
 def _say(lines: list[str]) -> None:

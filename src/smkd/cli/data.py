@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from smkd.cli.output import PREPARED
+from smkd.cli.verb import verb
 from smkd.errors import DataError
+from smkd.progress import bars
 
 if TYPE_CHECKING:
     from smkd.prepare.run import Size
@@ -20,6 +21,7 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="Data set (see `smkd d
 
 
 @data_app.command("list")
+@verb()
 def list_datasets() -> None:
     """List the data sets that can be prepared."""
     from smkd.prepare.registry import BENCHMARKS
@@ -34,6 +36,7 @@ def list_datasets() -> None:
 
 
 @data_app.command()
+@verb()
 def info(name: Name) -> None:
     """Splits, sources and licence of one data set."""
     from smkd.prepare.registry import benchmark
@@ -53,9 +56,12 @@ def info(name: Name) -> None:
 
 
 @data_app.command()
+@verb("stopped; the same command goes on from here")
 def prepare(
     name: Name,
-    out: Annotated[Path, typer.Option("-o", "--out", metavar="ROOT", help="New folder for train/, val/ and test/.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="ROOT", help="New folder for train/, val/ and test/."), PREPARED
+    ],
     archive: Annotated[
         list[Path] | None, typer.Option(help="The archive, if it is not to be downloaded; Omniglot has two.")
     ] = None,
@@ -76,12 +82,8 @@ def prepare(
     from smkd.prepare.run import prepare as run
 
     request = Request(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
-    try:
-        with _bars() as on_progress:
-            digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from here", err=True)
-        raise SystemExit(130) from None
+    with bars() as on_progress:
+        digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
     typer.echo(f"prepared {name} in {out} (dataset.json sha256 {digest})")
 
 
@@ -94,26 +96,3 @@ def _size(text: str | None) -> Size | None:
     if not text.isdecimal():
         raise DataError(f"--size {text}: give a number of pixels, or 'original'")
     return int(text)
-
-
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int | None], None]]:
-    """A progress bar for each thing that is going on, where a terminal is there; elsewhere nothing."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.progress import TaskID as Task
-
-    tasks: dict[str, Task] = {}
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f} of {task.total:,.0f}"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-
-        def on_progress(title: str, done: int, total: int | None) -> None:
-            if title not in tasks:
-                tasks[title] = progress.add_task(title, total=total or 0)
-            progress.update(tasks[title], completed=done, total=total or max(done, 1))
-
-        yield on_progress

@@ -8,8 +8,11 @@ from typing import Annotated
 import typer
 
 from smkd.cli.fewshot import Network
+from smkd.cli.output import EXPORT
+from smkd.cli.verb import verb
 
 
+@verb()
 def export(
     run: Annotated[
         str,
@@ -21,7 +24,7 @@ def export(
         str, typer.Option(metavar="FORM", help="timm, safetensors, onnx, torch-export, or hub: weights and model card.")
     ],
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File or folder to write; none takes the run's name.")
+        Path | None, typer.Option("-o", "--out", help="File or folder to write; none takes the run's name."), EXPORT
     ] = None,
     network: Annotated[Network, typer.Option(help="Which of a checkpoint's two.")] = Network.teacher,
     image_size: Annotated[

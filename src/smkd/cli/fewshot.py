@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from smkd.cli.output import write_json
+from smkd.cli.output import FEATURES, JSON, PAGE, PICTURES, write_json
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError
+from smkd.progress import shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,10 +91,11 @@ Protocol = Annotated[
 ]  # fmt: skip
 Heads = Annotated[list[str] | None, typer.Option("--head", help=f"Few-shot classifier; may be repeated: {HEADS}.")]
 Base = Annotated[Path | None, typer.Option(help="Feature file of the training classes, for simpleshot:transform=cl2n.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here."), JSON]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
 
 
+@verb()
 def features(
     model: Annotated[
         str,
@@ -100,7 +103,7 @@ def features(
             help="Run folder or checkpoint; or, with --recipe, 'pixels', 'random' or weights of another project."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write."), FEATURES],
     data: Data = None,
     recipe: Recipe = None,
     split: SplitName = None,
@@ -113,8 +116,6 @@ def features(
     accelerator: Accelerator = "auto",
 ) -> None:
     """Write the features of a split to an HDF5 file, in the layout of the published ones."""
-    from rich.progress import track
-
     from smkd import api
     from smkd.data.class_split import listed
     from smkd.engine.runlog import console
@@ -128,8 +129,7 @@ def features(
     if stream is None:
         raise ConfigError(f"'{model}' is a feature file already")
     with FeatureWriter(out, rows=len(stream.images), dim=stream.dim, source=opened.about) as writer:
-        for values, labels in track(stream, f"{opened.about.split} features", len(stream.loader), console=console,
-                                    disable=not console.is_terminal):  # fmt: skip
+        for values, labels in shown(stream, f"{opened.about.split} features", len(stream.loader)):
             writer.append(values, labels)
     kept = set(writer.labels[: writer.count].tolist())
     gone = [name for label, name in enumerate(stream.images.class_names) if label not in kept]
@@ -141,6 +141,7 @@ def features(
         console.print(said, markup=False)
 
 
+@verb()
 def evaluate(
     sources: Annotated[
         list[str],
@@ -168,9 +169,9 @@ def evaluate(
     accelerator: Accelerator = "auto",
     json_file: Json = None,
     markdown: Markdown = False,
-    figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results.")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results."), PICTURES] = None,
     figure_format: Annotated[Picture, typer.Option(help="Format of the pictures.")] = Picture.png,
-    report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures.")] = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures."), PAGE] = None,
 ) -> None:  # fmt: skip
     """Few-shot accuracy on classes never seen, with its 95 % interval."""
     from smkd import api
@@ -194,15 +195,16 @@ def evaluate(
                 wanted = _protocol(each.protocol, protocol, {**given, "way": count, "head": name})
                 results += evaluate_features(_placed(values, accelerator), wanted, base_mean)
         rows.append(measured.Measured(each.name, each.about, results))
-    _print(measured.table(rows), measured.conditions(rows), markdown)
     if json_file is not None:
         write_json(json_file, {"results": measured.records(rows)})
     if figures is not None:
         measured.save_figures(figures, rows, figure_format.value)
     if report is not None:
         measured.save_report(report, rows)
+    _print(measured.table(rows), measured.conditions(rows), markdown)
 
 
+@verb()
 def compare(
     sources: Annotated[
         list[str],
@@ -263,15 +265,15 @@ def compare(
         measured.Measured(name, about, results)
         for name, about, results in zip(names, (opened[0].about, opened[-1].about), (first, second), strict=True)
     ]
-    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
-    for each in comparisons:
-        console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
     if json_file is not None:
         write_json(
             json_file,
             {"first": names[0], "second": names[1], "comparisons": [each.as_dict() for each in comparisons],
              "results": measured.records(rows)},
         )  # fmt: skip
+    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
+    for each in comparisons:
+        console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
 
 
 def _changes(

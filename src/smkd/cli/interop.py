@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from smkd.cli.fewshot import Network
-from smkd.cli.output import write_text
+from smkd.cli.output import CHECKPOINT, RECIPE, write_text
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 
 
+@verb()
 def import_(
     source: Annotated[
         str,
@@ -19,7 +21,9 @@ def import_(
             metavar="SOURCE", help="File, folder, URL#sha256=..., or hf:owner/name of the Hugging Face Hub."
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Checkpoint to write (.pt), or a folder for it.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="Checkpoint to write (.pt), or a folder for it."), CHECKPOINT
+    ],
     network: Annotated[
         Network | None, typer.Option(help="Which of the file's two goes into both of ours; none keeps both.")
     ] = None,
@@ -57,12 +61,13 @@ def import_(
     console.print(f"written: {target}", markup=False)
 
 
+@verb()
 def import_args(
     source: Annotated[
         Path,
         typer.Argument(metavar="FILE", help="Command line, args file, or checkpoint of the published code."),
     ],
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Recipe to write; none prints it.")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Recipe to write; none prints it."), RECIPE] = None,
 ) -> None:
     """Turn a command line of the published code into a recipe; what has no meaning here goes to standard error."""
     from smkd.interop.args import translate

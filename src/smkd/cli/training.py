@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from smkd.cli.output import DEMO
+from smkd.cli.verb import is_first_rank, verb
 
 recipes_app = typer.Typer(help="List the recipes, or show one.")
 
@@ -17,18 +19,21 @@ Overrides = Annotated[
 ]
 
 
+@verb("stopped; the same command goes on after the last finished epoch")
 def pretrain(recipe: Recipe, settings: Overrides = None) -> None:
     """Phase 1: self-supervised training (iBOT). The same command resumes an interrupted run."""
     _train(recipe, settings, "pretrain")
 
 
+@verb("stopped; the same command goes on after the last finished epoch")
 def distill(recipe: Recipe, settings: Overrides = None) -> None:
     """Phase 2: supervised masked knowledge distillation, from init=RUN. The same command resumes."""
     _train(recipe, settings, "distill")
 
 
+@verb("stopped; the same command goes on after the last finished epoch")
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the runs, results.json and report.html.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the runs, results.json and report.html."), DEMO],
     seed: Annotated[int, typer.Option(help="Seed of both phases.")] = 0,
 ) -> None:
     """Both phases on embedded data in a few minutes: a table, results.json and report.html."""
@@ -38,6 +43,7 @@ def demo(
 
 
 @recipes_app.callback()
+@verb()
 def list_recipes(context: typer.Context) -> None:
     """List the recipes."""
     if context.invoked_subcommand is not None:
@@ -50,6 +56,7 @@ def list_recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
+@verb()
 def show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Print every setting, defaults included.")] = False,
@@ -64,10 +71,6 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     from smkd import api
 
     config = api.resolve(recipe, settings or [], phase)
-    try:
-        run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on after the last finished epoch", err=True)
-        raise SystemExit(130) from None
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+    run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
+    if is_first_rank():
         typer.echo(f"run folder: {run}")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smkd.cli.output import write_json
+from smkd.cli.output import JSON, SHEETS, write_json
+from smkd.cli.verb import verb
+from smkd.errors import ConfigError
+from smkd.files import explained, written_aside
+from smkd.progress import shown
 
 if TYPE_CHECKING:
-    from smkd.data.scan import Seen
     from smkd.data.statistics import Channels
     from smkd.data.verify import Expected, Report
 
@@ -27,12 +28,13 @@ LabelColumn = Annotated[str | None, typer.Option(help="Column with the class, as
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes that read; one for each core if not given.")]
 
 
+@verb()
 def verify(
     root: Root,
     dataset: Annotated[str | None, typer.Option(help="What it should be, such as cifar-fs; else dataset.json.")] = None,
     crop: Annotated[int, typer.Option(min=1, help="Side in pixels that images should have at least.")] = 224,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here.")] = None,
-    sheets: Annotated[Path | None, typer.Option(help="Folder for a contact sheet (PNG) of each split.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here."), JSON] = None,
+    sheets: Annotated[Path | None, typer.Option(help="Folder for a contact sheet (PNG) of each split."), SHEETS] = None,
     processes: Processes = None,
     split_seed: SplitSeed = 0,
     split_file: SplitFile = None,
@@ -40,7 +42,7 @@ def verify(
 ) -> None:
     """Check counts, unreadable images, leakage between splits and sizes; exit code 1 if something is wrong."""
     from smkd.data.datasets import dataset_spec
-    from smkd.data.scan import default_jobs
+    from smkd.data.processes import default_jobs
     from smkd.data.sources import open_dataset
     from smkd.data.verify import verify as check
     from smkd.prepare.registry import BENCHMARKS
@@ -52,24 +54,27 @@ def verify(
     expected = _published(name) if name in BENCHMARKS else None
     report = check(
         source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
-        jobs=processes or default_jobs(), track=_progress,
+        jobs=processes or default_jobs(), track=shown,
     )  # fmt: skip
-    for line in report_lines(report):
-        typer.echo(line)
     if json_file is not None:
         write_json(json_file, report.as_dict())
     if sheets is not None:
         from smkd.viz.contact import contact_sheet
 
-        sheets.mkdir(parents=True, exist_ok=True)
+        with explained(sheets, ConfigError, option="--sheets"), written_aside(sheets, folder=True) as aside:
+            for split in report.splits:
+                sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
+                sheet.save(aside / f"{split}.png")
+    for line in report_lines(report):
+        typer.echo(line)
+    if sheets is not None:
         for split in report.splits:
-            path = sheets / f"{split}.png"
-            contact_sheet(source.open(split), f"{Path(root).name} {split}").save(path)
-            typer.echo(f"contact sheet: {path}")
+            typer.echo(f"contact sheet: {sheets / f'{split}.png'}")
     if report.problems:
         raise typer.Exit(1)
 
 
+@verb()
 def stats(
     root: Root,
     processes: Processes = None,
@@ -78,13 +83,13 @@ def stats(
     label_column: LabelColumn = None,
 ) -> None:
     """Mean and standard deviation of each channel over all pixels of the training images."""
-    from smkd.data.scan import default_jobs
+    from smkd.data.processes import default_jobs
     from smkd.data.sources import open_dataset
     from smkd.data.statistics import image_statistics
 
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
     typer.echo(source.description)
-    found = image_statistics(source.open("train"), processes or default_jobs(), _progress)
+    found = image_statistics(source.open("train"), processes or default_jobs(), shown)
     left_out = f", {found.unreadable} unreadable ones left out" if found.unreadable else ""
     typer.echo(f"train: {found.images} images, {found.pixels} pixels{left_out}; red, green, blue on the 0-1 scale")
     typer.echo(f"mean  {_numbers(found.mean)}")
@@ -155,10 +160,3 @@ def _published(name: str) -> Expected:
     for entry in class_list(name):
         counts.setdefault(entry.split, {})[entry.folder] = entry.images
     return counts
-
-
-def _progress(chunks: Iterable[Seen], title: str, total: int) -> Iterable[Seen]:
-    from rich.console import Console
-    from rich.progress import track
-
-    return track(chunks, title, total, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from smkd.config.section import Count, Fraction, Positive, Range, Section, Weight
+from smkd.config.section import Count, Fraction, Place, Positive, Range, Section, Weight
 
 
 class SamplerConfig(Section):
@@ -25,13 +24,13 @@ class DataConfig(Section):
 
     dataset: str = "folder"
     """Row of the data-set table (normalisation constants): see `smkd.data.datasets.DATASETS`."""
-    root: Path | None = None
+    root: Place | None = None
     """Images in any form of docs/own-images.md, such as a folder with train/, val/ and test/, or `hf:<name>`."""
     split_by: Literal["classes", "images"] = "classes"
     """How data without splits of their own are split: by class, or the images of every class."""
     split_seed: Count = 0
     """Seed of that split."""
-    split_file: Path | None = None
+    split_file: Place | None = None
     """CSV (class,split) that splits them instead of the seed."""
     label_column: str | None = None
     """Column of a table that holds the class, if it is not called label or class."""
@@ -46,7 +45,7 @@ class DataConfig(Section):
     """Decode the training images once: into this process's memory, or a file that all processes of a machine map."""
     cache_size: Positive | None = None
     """Shorter side in pixels at which images are cached, never enlarged; none keeps them as they are."""
-    cache_dir: Path | None = None
+    cache_dir: Place | None = None
     """Folder of the cache files; none is below the data folder, or the user's cache folder if that is read only."""
     sampler: SamplerConfig | None = None
     """Class-balanced batches; none draws every image once an epoch in random order."""

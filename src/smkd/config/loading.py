@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Mapping, Set
@@ -18,6 +17,7 @@ from smkd.config.durations import shortened
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.config.unused import check_used
 from smkd.errors import ConfigError
+from smkd.files import expanded, nearest
 
 # What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
 MACHINE_KEYS = frozenset((
@@ -43,7 +43,7 @@ def recipe_text(name: str) -> str:
         ConfigError: there is no such recipe; names the nearest one.
     """
     if name not in recipe_names():
-        raise ConfigError(f"unknown recipe '{name}'{_nearest(name, recipe_names())}; `smkd recipes` lists them")
+        raise ConfigError(f"unknown recipe '{name}'{nearest(name, recipe_names())}; `smkd recipes` lists them")
     return (resources.files("smkd") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
 
 
@@ -64,6 +64,7 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 def _load(recipe: str) -> tuple[dict[str, Any], set[str]]:
     """Settings of a recipe, and the dotted keys of those that stand in files and not in recipes of the package."""
     is_file = recipe.endswith((".yaml", ".yml"))
+    recipe = str(expanded(recipe)) if is_file else recipe
     if is_file and not Path(recipe).is_file():
         raise ConfigError(f"recipe file '{recipe}' does not exist")
     text = Path(recipe).read_text(encoding="utf-8") if is_file else recipe_text(recipe)
@@ -117,7 +118,8 @@ def _read_word(word: str) -> dict[str, Any]:
     if not sign or not key:
         raise ConfigError(f"'{word}' is not of the form key=value")
     try:
-        value = yaml.safe_load(text)
+        # YAML's null, but here the home folder
+        value = text if text == "~" else yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: '{text}' is not a value") from error
     if key == "data" and not isinstance(value, dict):
@@ -241,11 +243,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.4)
-    return f"; did you mean '{close[0]}'?" if close else ""
-
-
 def _explain(error: ValidationError) -> str:
     first, *others = error.errors()
     key = _key(first["loc"])
@@ -253,7 +250,7 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         known = _fields_at(path[:-1])
         section = "".join(f"{part}." for part in path[:-1])
-        hint = _nearest(key, [section + name for name in known]) or f"; known here: {', '.join(known)}"
+        hint = nearest(key, [section + name for name in known]) or f"; known here: {', '.join(known)}"
         return f"unknown key '{key}'{hint}"
     if first["type"] == "missing":
         return f"'{key}' is missing"

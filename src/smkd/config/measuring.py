@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from smkd.config.section import Count, Positive, Section
+from smkd.config.section import Count, Place, Positive, Section
 
 
 class FeaturesConfig(Section):
@@ -47,7 +46,7 @@ class ProtocolConfig(Section):
 class ValidationConfig(ProtocolConfig):
     """Few-shot accuracy on validation classes while training; the best checkpoint is kept by it."""
 
-    data: Path | None = None
+    data: Place | None = None
     """Labelled images to validate on, in any form of docs/own-images.md: their val split, or all of them where they
     have no splits of their own. None is the val split of the run's own data."""
     every: Count = 50

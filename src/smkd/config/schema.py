@@ -31,7 +31,7 @@ from smkd.config.learning import (
     TemperatureConfig,
 )
 from smkd.config.measuring import FeaturesConfig, ProtocolConfig, ValidationConfig
-from smkd.config.section import Count, Positive, Section
+from smkd.config.section import Count, Place, Positive, Section
 
 __all__ = [
     "AugmentConfig",
@@ -67,9 +67,9 @@ class RunConfig(Section):
 
     recipe: str = ""
     phase: Literal["pretrain", "distill"]
-    out: Path | None = None
+    out: Place | None = None
     """Run folder; none is runs/<recipe>."""
-    init: Path | None = None
+    init: Place | None = None
     """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres.
     Phase 2 needs it; `random` says that random weights are meant."""
     init_optimizer: bool = False

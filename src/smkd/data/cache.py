@@ -31,12 +31,14 @@ from torch import Tensor
 
 from smkd.config.schema import DataConfig
 from smkd.data import cache_build
-from smkd.data.cache_build import INDEX, Index, Track, shown, shrunk
+from smkd.data.cache_build import INDEX, Index, shown, shrunk
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
-from smkd.data.scan import default_jobs
+from smkd.data.processes import default_jobs
 from smkd.data.shards import ShardStore
 from smkd.errors import DataError
+from smkd.files import explained, sha256, written_aside
+from smkd.progress import Track
 
 FOLDER = ".smkd-cache"
 MAGIC = b"smkd-im2"
@@ -141,7 +143,8 @@ def cached(images: Images, config: DataConfig, split: str, track: Track | None =
         if (found := _opened(path, key)) is not None:
             return CachedImages(images, config.cache_size, *found, path)
     path = next((place for place in places if _may_write(place.parent)), places[-1])
-    with cache_build.explained(path), cache_build.alone(path.parent):
+    advice = cache_build.ELSEWHERE
+    with explained(path, DataError, option="data.cache", advice=advice), cache_build.alone(path.parent):
         # another process may have made it while this one waited
         found = _opened(path, key)
         if found is None:
@@ -165,7 +168,7 @@ def cache_key(images: StoredImages, config: DataConfig, split: str) -> bytes:
     manifest = config.root / "dataset.json" if config.root is not None else None
     about = {
         "magic": MAGIC.decode(), "pillow": PIL.__version__, "split": split, "size": config.cache_size,
-        "manifest": hashlib.sha256(manifest.read_bytes()).hexdigest() if manifest and manifest.is_file() else None,
+        "manifest": sha256(manifest) if manifest and manifest.is_file() else None,
     }  # fmt: skip
     digest = hashlib.sha256(json.dumps(about).encode())
     store, items = images.store, images.items
@@ -222,12 +225,10 @@ def _may_write(folder: Path) -> bool:
 
 def _build(path: Path, key: bytes, images: StoredImages, size: int | None, track: Track | None) -> None:
     start = -(-(HEADER.size + len(images) * INDEX.itemsize) // PAGE) * PAGE
-    with cache_build.written_aside(path) as aside:
+    with written_aside(path) as aside:
         index = cache_build.write_pixels(aside, start, images, size, default_jobs(), track)
         with aside.open("r+b") as file:
             file.write(HEADER.pack(MAGIC, key, len(index), _index_check(key, index)) + index.tobytes())
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def _opened(path: Path, key: bytes) -> tuple[Index, Tensor] | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
-import os
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,10 +21,10 @@ from smkd.data.decoding import shape
 from smkd.data.images import StoredImages
 from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
+from smkd.files import PARTIAL
+from smkd.progress import Track
 
 T = TypeVar("T")
-Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
-"""Wraps the chunks of a pass over the images with its title and their number, to show progress."""
 Index = NDArray[np.void]
 INDEX = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<u4")])
 """A row of the index; height and width are 0 for an image that could not be read."""
@@ -35,6 +32,7 @@ CHUNK = 32
 """Images a process takes at a time."""
 ROOM = 0.9
 """Share of the free memory that a cache may take."""
+ELSEWHERE = "make room, choose another folder with data.cache_dir=<folder>, or a smaller data.cache_size"
 
 
 def shrunk(picture: Image.Image, size: int | None) -> Image.Image:
@@ -103,18 +101,6 @@ def shown(size: int) -> str:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
-    """An empty file that takes the path's place when all went well, and is removed otherwise."""
-    aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.aside")
-    try:
-        aside.touch()
-        yield aside
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Keep other processes of this machine from making a cache in the folder meanwhile.
 
@@ -124,7 +110,7 @@ def alone(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as file:
         if _locked(file.fileno()):
-            for left in folder.glob("*.aside"):  # by a killed process
+            for left in folder.glob(f"*{PARTIAL}"):  # by a killed process
                 left.unlink(missing_ok=True)
         yield
 
@@ -138,25 +124,8 @@ def _locked(file: int) -> bool:
     return False
 
 
-@contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Says in one line what the disk refused."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(_no_space(path.parent, ": no space left")) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise DataError(
-                f"data.cache: no permission to write '{path.parent}'; set data.cache_dir=<folder>"
-            ) from error
-        if isinstance(error, NotADirectoryError | FileExistsError):
-            raise DataError(f"data.cache_dir: '{path.parent}' is, or lies below, a file; give a folder") from error
-        raise
-
-
 def _no_space(folder: Path, problem: str) -> str:
-    return f"data.cache: '{folder}'{problem}; make room, choose another data.cache_dir, or a smaller data.cache_size"
+    return f"data.cache: '{folder}'{problem}; {ELSEWHERE}"
 
 
 def _layout(start: int, images: StoredImages, size: int | None, jobs: int, track: Track | None) -> Index:

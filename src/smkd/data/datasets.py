@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from smkd.data import patterns
 from smkd.data.images import FolderImages, Images, UnlabelledImages
 from smkd.data.sources import Source, open_dataset
 from smkd.errors import DataError
+from smkd.files import nearest
 
 __all__ = [
     "DATASETS", "DatasetSpec", "FolderImages", "Images", "PatternImages", "Sizes", "UnlabelledImages",
@@ -99,9 +99,9 @@ class PatternImages:
 def dataset_spec(name: str) -> DatasetSpec:
     """Row of the table; raises `DataError` with the nearest name if there is none."""
     if name not in DATASETS:
-        close = difflib.get_close_matches(name, DATASETS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise DataError(f"data.dataset={name}: unknown data set{hint} (known: {', '.join(DATASETS)})")
+        raise DataError(
+            f"data.dataset={name}: unknown data set{nearest(name, DATASETS)} (known: {', '.join(DATASETS)})"
+        )
     return DATASETS[name]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from smkd.data.color import ColorParameters, augment_and_normalize
 from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
+from smkd.data.processes import allowed, end_with_parent
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.errors import DataError
+from smkd.files import cores
 from smkd.transfer import to_device
 
 T = TypeVar("T")
@@ -159,11 +160,10 @@ def worker_count(config: RunConfig, device: torch.device) -> int:
     On an accelerator all of its share of cores but one; on the CPU none, since the networks need the cores.
     """
     if config.num_workers != "auto":
-        return config.num_workers
+        return allowed(config.num_workers)
     if device.type == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, max(1, cores // config.devices - 1))
+    return allowed(min(16, max(1, cores() // config.devices - 1)))
 
 
 def training_loader(images: Images, config: RunConfig, sampler: EpochSampler, device: torch.device) -> DataLoader[Any]:
@@ -187,11 +187,16 @@ def make_loader(
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_return_large_arrays,
+        worker_init_fn=_begin_worker,
     )  # fmt: skip
 
 
-def _return_large_arrays(_: int) -> None:
+def _begin_worker(_: int) -> None:
+    end_with_parent()
+    _return_large_arrays()
+
+
+def _return_large_arrays() -> None:
     """Have glibc give freed arrays of 1 MB and more back at once; kept ones grow to 100 MB a worker (small batches)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:

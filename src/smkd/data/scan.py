@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,15 +12,13 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from smkd.data.images import StoredImages
-from smkd.data.processes import end_with_parent
+from smkd.data.processes import deaths_named, end_with_parent
 from smkd.errors import DataError
+from smkd.progress import Track
 
 CHUNK = 64
 """Images looked at in one go: what a process holds is one image and these few numbers."""
 CHANNELS, LEVELS = 3, 256
-
-Track = Callable[[Iterable["Seen"], str, int], Iterable["Seen"]]
-"""Wraps the chunks of a scan with its title and their number, to show progress."""
 
 
 @dataclass
@@ -89,15 +86,10 @@ def scan(images: StoredImages, jobs: int, track: Track | None = None, title: str
         chunks, batch_size=None, num_workers=workers, collate_fn=_same, worker_init_fn=end_with_parent
     )
     seen = Seen()
-    for part in parts if track is None else track(parts, title, len(chunks)):
-        seen.add(part)
+    with deaths_named():
+        for part in parts if track is None else track(parts, title, len(chunks)):
+            seen.add(part)
     return seen
-
-
-def default_jobs() -> int:
-    """A process for each core this process may use, at most 16."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, cores)
 
 
 class _Chunks(Dataset[Seen]):

@@ -34,6 +34,7 @@ from smkd.data.images import SPLITS, FileStore, FolderImages, StoredImages, Unla
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
 from smkd.errors import DataError
+from smkd.files import expanded
 
 FORMS = (
     "known are train/val/test folders of class folders, class folders, a CSV or Parquet table with the columns "
@@ -147,6 +148,9 @@ def open_dataset(
         DataError: nothing there, none of the forms, or more than one; names what was found.
     """
     place = root.as_posix() if isinstance(root, Path) else root
+    if not place.startswith(PREFIX):
+        place = str(expanded(place))
+    split_file = split_file and expanded(split_file)
     found = open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
     listing = found if isinstance(found, Listing) else None
     by_image = split_by == "images" and found.splits is None

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smkd.data.images import StoredImages
-from smkd.data.scan import LEVELS, Track, scan
+from smkd.data.scan import LEVELS, scan
 from smkd.errors import DataError
+from smkd.progress import Track
 
 Channels = tuple[float, float, float]
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 
 import torch
 
+from smkd import distributed
 from smkd.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def pick_device(accelerator: str) -> torch.device:
         raise ConfigError(f"accelerator={accelerator}: there is no such device here (available: {there})")
     if accelerator != "cuda":
         return torch.device(accelerator)
-    number, count = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    number, count = distributed.local_rank(), torch.cuda.device_count()
     if number >= count:
         raise ConfigError(f"devices: asked for GPU number {number}, but there are {count}")
     torch.cuda.set_device(number)

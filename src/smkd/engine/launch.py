@@ -1,61 +1,182 @@
-"""Start a run on one device in this process, or on several through PyTorch's elastic agent."""
+"""Start a run on one device in this process, or on several devices in a process each."""
 
 from __future__ import annotations
 
-import logging
+import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import torch.distributed as dist
+
+from smkd import distributed
 from smkd.config.schema import RunConfig
+from smkd.data.processes import (
+    GUARD,
+    allowed,
+    deaths_named,
+    end_at_interrupts,
+    end_where_unguarded,
+    end_with_parent,
+    interrupts_later,
+)
 from smkd.engine import run_folder
 from smkd.engine.device import pick_device
 from smkd.engine.train import Evaluator, train
 from smkd.errors import ConfigError, SmkdError
 
+HOST = "127.0.0.1"
+PATIENCE = 4.0
+"""Seconds that a process has to end before it is killed."""
+
 
 def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
     """Run a training; `devices=N` starts N processes here, torchrun's own processes just join.
 
+    Returns:
+        The run folder.
+
     Raises:
-        ConfigError: several nodes without torchrun, or more GPUs than there are.
-        SmkdError: what a worker reported.
+        ConfigError: several nodes without torchrun, more GPUs than there are, or a folder that holds other things.
+        SmkdError: what one of the processes reported, or how it ended.
     """
-    under_torchrun = "RANK" in os.environ
-    if config.num_nodes > 1 and not under_torchrun:
+    end_where_unguarded()
+    _check_folder(config)
+    joins = distributed.place() is not None
+    if config.num_nodes > 1 and not joins:
         raise ConfigError(
             f"num_nodes={config.num_nodes} must be started on each machine by torchrun: "
             "torchrun --nnodes N --nproc-per-node D -m smkd ..."
         )
-    if config.devices == 1 or under_torchrun:
-        return train(config, evaluator)
-
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
+    if config.devices == 1 or joins:
+        return _train(config, evaluator)
+    if not allowed(config.devices):
+        raise ConfigError(f"devices={config.devices}: a daemon process may start no others; use devices=1 there")
     pick_device(config.accelerator)  # fail here, once, if it is not there
-    # the agent would print its own account of a failure around our one line
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    settings = LaunchConfig(
-        min_nodes=1, max_nodes=1, nproc_per_node=config.devices, run_id="smkd", rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0", max_restarts=0, start_method="spawn",
-    )  # fmt: skip
-    with tempfile.TemporaryDirectory() as folder:
-        said = Path(folder) / "error"
-        try:
-            elastic_launch(settings, _worker)(config, evaluator, said)
-        except ChildFailedError as error:
-            if said.exists():
-                raise SmkdError(said.read_text(encoding="utf-8")) from error
-            raise SmkdError(f"a worker process failed: {error.get_first_failure()[1].message}") from error
+    _train_together(config, evaluator)
     return run_folder.locate(config)
 
 
-def _worker(config: RunConfig, evaluator: Evaluator | None, said: Path) -> None:
-    """Train; a user's error is left in a file, and the exit code makes the agent stop the other workers."""
+def _check_folder(config: RunConfig) -> None:
+    """A run goes into a folder of its own, which holds nothing that it reads."""
+    out = run_folder.locate(config)
+    if not out.is_dir():
+        return  # a file is refused with the other settings
+    others = sorted(each.name for each in out.iterdir() if each.name[0] != ".")
+    if others and not (out / "config.yaml").exists():
+        raise ConfigError(f"out={out} holds other things ('{others[0]}') and no run; choose another out=")
+    read = {
+        "data.root": config.data.root, "data.split_file": config.data.split_file,
+        "init": config.init if config.overwrite else None,
+    }  # fmt: skip
+    for key, place in read.items():
+        if place is not None and place.exists() and (out.resolve() in (place.resolve(), *place.resolve().parents)):
+            raise ConfigError(f"out={out} holds {key}={place}, which the run reads; choose another out=")
+
+
+def _train(config: RunConfig, evaluator: Evaluator | None) -> Path:
+    """Train in this process; where it is one of several, the first that fails is the only one to say so."""
     try:
-        train(config, evaluator)
+        with deaths_named():
+            return train(config, evaluator)
+    except SmkdError:
+        if not distributed.fails_first():
+            sys.exit(2)
+        raise
+    except RuntimeError:
+        # the others lose the one that failed
+        if not distributed.fails_first():
+            sys.exit(2)
+        raise
+
+
+def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
+    store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workers = [
+            context.Process(target=_worker, args=(config, evaluator, folder, rank, store.port))
+            for rank in range(config.devices)
+        ]
+        ended: list[int | None] = []
+        try:
+            _begin_tracker()
+            with interrupts_later():
+                for worker in workers:
+                    worker.start()
+            while not any(ended) and None in (ended := [worker.exitcode for worker in workers]):
+                wait([worker.sentinel for worker in workers if worker.exitcode is None])
+        finally:
+            _stop(workers)
+        _report(ended, folder)
+
+
+def _begin_tracker() -> None:
+    """Start Python's own process that clears up behind workers that were stopped, without its warning that it did."""
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join([*([before] if before else []), "ignore:resource_tracker"])
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        os.environ.pop("PYTHONWARNINGS") if before is None else os.environ.update(PYTHONWARNINGS=before)
+
+
+def _stop(workers: Sequence[SpawnProcess]) -> None:
+    started = [worker for worker in workers if worker.pid is not None]
+    for worker in started:
+        worker.terminate()
+    until = time.monotonic() + PATIENCE
+    for worker in started:
+        worker.join(max(0.0, until - time.monotonic()))
+        worker.kill()
+        worker.join()
+
+
+def _report(ended: Sequence[int | None], folder: Path) -> None:
+    """Raise what went wrong, if anything did; `ended` are the exit codes before the others were stopped."""
+    failed = {rank: code for rank, code in enumerate(ended) if code}
+    if not failed:
+        return
+    said = folder / "error"
+    if said.exists():
+        raise SmkdError(said.read_text(encoding="utf-8"))
+    for rank, code in failed.items():
+        if code < 0:
+            name = signal.Signals(-code).name
+            raise SmkdError(f"process {rank} of {len(ended)} was killed ({name}; out of memory?)")
+    rank = min(failed)
+    if not (folder / f"{rank}.started").exists():
+        raise ConfigError(f"devices={len(ended)} starts this script anew in each process: {GUARD}")
+    trace = folder / f"{rank}.trace"
+    told = trace.read_text(encoding="utf-8") if trace.exists() else f"exit code {failed[rank]}"
+    raise SmkdError(f"process {rank} of {len(ended)} failed: {told.strip().splitlines()[-1]}") from RuntimeError(told)
+
+
+def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: int, port: int) -> None:
+    """Train as one of several; what goes wrong is left in a file, and the exit code makes the parent stop the rest."""
+    end_with_parent()
+    end_at_interrupts()
+    (folder / f"{rank}.started").touch()
+    os.environ |= {
+        "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.devices),
+        "LOCAL_WORLD_SIZE": str(config.devices), "MASTER_ADDR": HOST, "MASTER_PORT": str(port),
+        # the parent holds the store that they meet in
+        "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    try:
+        _train(config, evaluator)
     except SmkdError as error:
-        said.write_text(str(error), encoding="utf-8")
+        (folder / "error").write_text(str(error), encoding="utf-8", errors="backslashreplace")
         sys.exit(2)
+    except Exception:
+        (folder / f"{rank}.trace").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
+        sys.exit(1)

@@ -12,6 +12,7 @@ from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
+from smkd.files import expanded
 from smkd.interop import fetching, header, load, reading
 from smkd.models.vit import VisionTransformer
 
@@ -26,7 +27,7 @@ def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[d
     Raises:
         CheckpointError: missing, unreadable, no ViT, or foreign, not of `smkd export`, where `base` is None.
     """
-    source = str(where)
+    source = str(where if fetching.is_remote(str(where)) else expanded(where))
     ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
     file = checkpoint.find(Path(source)) if ours else fetching.locate(source)
     content = reading.read(file)

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Self
 
 import h5py
@@ -26,6 +26,7 @@ from torch import Tensor
 from smkd import __version__
 from smkd.errors import DataError
 from smkd.fewshot.features import Features, check_features, check_form, shape
+from smkd.files import expanded, explained, written_aside
 
 DATASETS = ("all_feats", "all_labels", "count")
 
@@ -76,29 +77,23 @@ class FeatureWriter:
     """
 
     def __init__(self, path: Path, *, rows: int, dim: int, source: Source) -> None:
-        self.path, self.rows, self.dim = path, rows, dim
+        self.path, self.rows, self.dim = expanded(path), rows, dim
         self.source = replace(source, smkd_version=__version__)
-        self.aside = path.with_name(f".{path.name}.partial")
+        self.stack = contextlib.ExitStack()
         self.labels = np.zeros(rows, np.int64)
         self.count = 0
 
     def __enter__(self) -> Self:
-        with _writing(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.is_dir():
-                raise DataError(f"cannot write '{self.path}': it is a folder")
-            self.file = self.aside.open("wb")
-        try:
-            with _writing(self.path):
+        with contextlib.ExitStack() as stack:
+            with explained(self.path, DataError):
+                self.file = stack.enter_context(stack.enter_context(written_aside(self.path)).open("wb"))
                 header = _header(self.labels, self.count, self.dim, self.source)
                 self.size = len(header) + 4 * self.rows * self.dim
                 free = shutil.disk_usage(self.path.parent).free
                 if self.size > free:
                     raise DataError(f"cannot write '{self.path}': needs {self.size:,} bytes, {free:,} are free")
                 self.file.write(header)
-        except BaseException:
-            self._discard()
-            raise
+            self.stack = stack.pop_all()
         return self
 
     def append(self, values: Tensor, labels: NDArray[np.int64]) -> None:
@@ -116,45 +111,28 @@ class FeatureWriter:
         if values.shape != (len(labels), self.dim) or end > self.rows:
             given = f"features {list(values.shape)} and {len(labels)} labels after {self.count} rows"
             raise ValueError(f"{given} do not fit a file of [{self.rows}, {self.dim}]")
-        with _writing(self.path):
+        with explained(self.path, DataError):
             self.file.write(values.detach().cpu().numpy().astype("<f4", order="C", copy=False).data)
         self.labels[self.count : end] = labels
         self.count = end
 
-    def __exit__(self, kind: type[BaseException] | None, *details: object) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            self._discard()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            with contextlib.suppress(OSError):  # what is left in the buffer
+                self.stack.__exit__(kind, error, trace)
+            return
+        with explained(self.path, DataError), self.stack:
+            self._finish()
 
     def _finish(self) -> None:
         if not self.count:
             raise DataError(f"cannot write '{self.path}': not one image of the split can be read")
-        with _writing(self.path):
-            self.file.truncate(self.size)  # the padding
-            self.file.seek(0)
-            source = replace(self.source, skipped=self.rows - self.count)
-            self.file.write(_header(self.labels, self.count, self.dim, source))
-            self.file.flush()
-            os.fsync(self.file.fileno())
-            self.file.close()
-            self.aside.replace(self.path)
-
-    def _discard(self) -> None:
-        with contextlib.suppress(OSError):
-            self.file.close()
-        with contextlib.suppress(OSError):
-            self.aside.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        kept = "; the file that was there is kept" if path.is_file() else ""
-        raise DataError(f"cannot write '{path}': {error.strerror or error}{kept}") from error
+        self.file.truncate(self.size)  # the padding
+        self.file.seek(0)
+        source = replace(self.source, skipped=self.rows - self.count)
+        self.file.write(_header(self.labels, self.count, self.dim, source))
 
 
 def _header(labels: NDArray[np.int64], count: int, dim: int, source: Source) -> bytes:

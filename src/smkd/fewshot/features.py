@@ -21,6 +21,7 @@ from smkd.data.color import normalize
 from smkd.data.crops import resize_center_crop
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.loader import batches
+from smkd.data.processes import deaths_named, end_with_parent
 from smkd.errors import DataError
 from smkd.models.vit import Tokens, VisionTransformer, patch_attention
 
@@ -92,7 +93,7 @@ class Stream:
         self.images, self.encode, self.dim = images, encode, dim
         self.loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
             _CenterCrops(images, resize, crop, on_error), batch_size=batch_size, num_workers=num_workers,
-            collate_fn=_collate,
+            collate_fn=_collate, worker_init_fn=end_with_parent,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
@@ -101,16 +102,17 @@ class Stream:
         Raises:
             DataError: an unreadable image, with `on_error='raise'`; an image whose feature is NaN or infinite.
         """
-        for pixels, indices in batches(self.loader):
-            if len(indices):
-                with torch.inference_mode():
-                    values = self.encode(pixels)
-                for row in unusable(values)[1][:1]:
-                    raise DataError(
-                        f"image {self.images.name(int(indices[row]))}: the network gives NaN or infinite numbers; its "
-                        "weights may be damaged, or the precision too low for them"
-                    )
-                yield values, self.images.labels[indices.numpy()]
+        with deaths_named():
+            for pixels, indices in batches(self.loader):
+                if len(indices):
+                    with torch.inference_mode():
+                        values = self.encode(pixels)
+                    for row in unusable(values)[1][:1]:
+                        raise DataError(
+                            f"image {self.images.name(int(indices[row]))}: the network gives NaN or infinite numbers; "
+                            "its weights may be damaged, or the precision too low for them"
+                        )
+                    yield values, self.images.labels[indices.numpy()]
 
     def collect(self) -> Features:
         """All of them; raises `DataError` if there is none."""

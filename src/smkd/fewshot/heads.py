@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Mapping
-from importlib.metadata import entry_points
 from typing import Any
 
 from torch import Tensor
 
 from smkd.errors import ConfigError
-from smkd.fewshot import linear, nearest, sgd, transductive
 from smkd.fewshot.head import Head
+from smkd.registry import Registry
 
-ENTRY_POINTS = "smkd.heads"
-BUILTIN: dict[str, Callable[..., Head]] = {
-    "prototype": nearest.Prototype,
-    "simpleshot": nearest.SimpleShot,
-    "knn": nearest.KNN,
-    "classifier": sgd.Classifier,
-    "logistic": linear.Logistic,
-    "ridge": linear.Ridge,
-    "bd-cspn": transductive.BDCSPN,
-    "laplacian-shot": transductive.LaplacianShot,
-    "pt-map": transductive.PTMAP,
-    "tim": transductive.TIM,
-    "transductive-finetune": transductive.TransductiveFinetune,
-}
-"""The heads of this package."""
+heads = Registry(
+    "head", "smkd.heads",
+    {
+        "prototype": "smkd.fewshot.nearest:Prototype",
+        "simpleshot": "smkd.fewshot.nearest:SimpleShot",
+        "knn": "smkd.fewshot.nearest:KNN",
+        "classifier": "smkd.fewshot.sgd:Classifier",
+        "logistic": "smkd.fewshot.linear:Logistic",
+        "ridge": "smkd.fewshot.linear:Ridge",
+        "bd-cspn": "smkd.fewshot.transductive:BDCSPN",
+        "laplacian-shot": "smkd.fewshot.transductive:LaplacianShot",
+        "pt-map": "smkd.fewshot.transductive:PTMAP",
+        "tim": "smkd.fewshot.transductive:TIM",
+        "transductive-finetune": "smkd.fewshot.transductive:TransductiveFinetune",
+    },
+)  # fmt: skip
 
 
 def head_names() -> list[str]:
     """Built-in heads, then those that installed packages announce under the entry point group `smkd.heads`."""
-    return [*BUILTIN, *sorted(point.name for point in entry_points(group=ENTRY_POINTS))]
+    return heads.names()
 
 
 def make_head(spec: str, base_mean: Tensor | None = None) -> Head:
@@ -47,7 +46,7 @@ def make_head(spec: str, base_mean: Tensor | None = None) -> Head:
         ConfigError: unknown name or option, or a value that does not fit.
     """
     name, _, text = spec.partition(":")
-    factory = _factory(name)
+    factory: Callable[..., Head] = heads.load(name)
     options = dict(part.partition("=")[::2] for part in text.split(",")) if text else {}
     # a head's options are its dataclass fields, with their defaults
     defaults: dict[str, Any] = (
@@ -60,19 +59,6 @@ def make_head(spec: str, base_mean: Tensor | None = None) -> Head:
         return factory(**given)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"head '{spec}': {error}") from error
-
-
-def _factory(name: str) -> Callable[..., Head]:
-    if name in BUILTIN:
-        return BUILTIN[name]
-    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
-    if name in points:
-        found: Callable[..., Head] = points[name].load()
-        return found
-    known = [*BUILTIN, *points]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"; did you mean '{close[0]}'?" if close else ""
-    raise ConfigError(f"head '{name}' is unknown{hint} (known: {', '.join(known)})")
 
 
 def _value(spec: str, key: str, text: str, defaults: Mapping[str, Any]) -> Any:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import NamedTuple
 
 from smkd.errors import ConfigError
+from smkd.files import nearest
 from smkd.interop.export_graph import Pool, write_program
 from smkd.interop.export_hub import write_hub
 from smkd.interop.export_onnx import write_onnx
-from smkd.interop.export_place import check_free, written_aside
+from smkd.interop.export_place import check_free, writing
 from smkd.interop.export_timm import write_timm
 from smkd.interop.release import Release, write_safetensors
 
@@ -41,9 +41,7 @@ FORMS = {
 def form_of(name: str) -> Form:
     """The form of that name; raises `ConfigError` with the nearest name if there is none."""
     if name not in FORMS:
-        close = difflib.get_close_matches(name, FORMS, n=1, cutoff=0.4)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise ConfigError(f"--to {name}: unknown form{hint} (known: {', '.join(FORMS)})")
+        raise ConfigError(f"--to {name}: unknown form{nearest(name, FORMS)} (known: {', '.join(FORMS)})")
     return FORMS[name]
 
 
@@ -75,7 +73,7 @@ def write(
     if repository is not None and to != "hub":
         raise ConfigError(f"--repo is for --to hub, not for {to}")
     check_free(path, is_folder=form.is_folder, suffix=form.suffix, overwrite=overwrite)
-    with written_aside(path) as aside:
+    with writing(path, is_folder=form.is_folder) as aside:
         if to == "onnx":
             return write_onnx(release, pool, aside, dynamic_size=dynamic_size)
         if to == "torch-export":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from smkd.errors import CheckpointError, ConfigError
+from smkd.files import explained, written_aside
 from smkd.interop import header
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
@@ -61,7 +60,7 @@ def _onnx_producer(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def writing(path: Path, *, is_folder: bool) -> Iterator[Path]:
     """Where to write a file or a folder; it is moved to `path` at the end, and removed if anything goes wrong.
 
     Of a folder that is there the exported files are replaced, each at once; others are left alone.
@@ -69,28 +68,8 @@ def written_aside(path: Path) -> Iterator[Path]:
     Raises:
         CheckpointError: it cannot be written.
     """
-    aside = path.with_name(f".{path.name}.partial")
-    try:
-        _remove(aside)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path, CheckpointError), written_aside(path, folder=is_folder) as aside:
         yield aside
-        if path.is_dir():
-            for name in FOLDER_FILES:
-                if (aside / name).exists():
-                    os.replace(aside / name, path / name)
-                else:
-                    (path / name).unlink(missing_ok=True)
-        else:
-            os.replace(aside, path)
-    except OSError as error:
-        raise CheckpointError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink(missing_ok=True)
+        for name in FOLDER_FILES if is_folder else ():
+            if not (aside / name).exists():
+                (path / name).unlink(missing_ok=True)

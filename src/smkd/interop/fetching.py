@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -20,6 +19,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every
 )
 
 from smkd.errors import CheckpointError
+from smkd.files import expanded, sha256, written_aside
 
 HUB = "hf:"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
@@ -47,7 +47,7 @@ def locate(source: str) -> Path:
     if is_remote(source):
         # a path folds the two slashes into one
         return _from_url(re.sub(r"^(https?):/+", r"\1://", source))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         for name in WEIGHT_FILES:
             if (path / name).is_file():
@@ -85,29 +85,22 @@ def _from_url(source: str) -> Path:
     digest = wanted[1]
     name = Path(unquote(urlsplit(url).path)).name or "weights"
     target = cache_folder() / f"{digest[:16]}-{name}"
-    if target.is_file() and _sha256(target) == digest:
+    if target.is_file() and sha256(target) == digest:
         return target
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        fresh = target.with_name(f".{target.name}.{os.getpid()}")
-        torch.hub.download_url_to_file(url, str(fresh), progress=True)
-        found = _sha256(fresh)
-        if found != digest:
-            aside = target.with_name(f"{target.name}.wrong")
-            fresh.replace(aside)
-            raise CheckpointError(f"{url} has SHA-256 {found}, expected {digest}; it is kept as '{aside}'")
-        fresh.replace(target)
+        with written_aside(target) as fresh:
+            torch.hub.download_url_to_file(url, str(fresh), progress=True)
+            found = sha256(fresh)
+            if found != digest:
+                wrong = target.with_name(f"{target.name}.wrong")
+                fresh.replace(wrong)
+                raise CheckpointError(f"{url} has SHA-256 {found}, expected {digest}; it is kept as '{wrong}'")
     except urllib.error.URLError as error:
         told = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(error.reason)
         raise CheckpointError(f"cannot download {url}: {told}") from error
     except (OSError, ValueError, HTTPException) as error:
         raise CheckpointError(f"cannot download {url}: {str(error) or type(error).__name__}") from error
     return target
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _from_hub(source: str) -> Path:

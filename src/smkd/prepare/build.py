@@ -10,22 +10,21 @@ again, so `dataset.json` is the same as without the interruption.
 
 from __future__ import annotations
 
-import errno
 import json
 import multiprocessing
-import os
 import shutil
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smkd.data.formats import is_hidden
-from smkd.data.processes import end_with_parent
+from smkd.data.processes import GUARD, end_where_unguarded, end_with_parent
 from smkd.errors import DataError
+from smkd.files import PARTIAL, explained, written_aside
 from smkd.prepare.manifest import FILE_NAME, FileRecord, Identity, read_manifest, write_manifest
 from smkd.prepare.writing import AS_IT_IS, WORK_FOLDER, FileRange, Item, Pixels, Record, Writing, write_items
 
@@ -76,24 +75,21 @@ class Target:
             DataError: the folder holds something else, or may not be written.
         """
         done = self.done()
-        with explained(self.root):
+        with _explained(self.root):
             self.work.mkdir(parents=True, exist_ok=True)
             begun = self._request()
             if begun is not None and begun.get("source") != dict(source):
                 raise DataError(f"'{self.root}' was begun from another source; give that one, or delete the folder")
-            for aside in self.work.glob("aside-*"):
-                aside.unlink(missing_ok=True)
-            aside = self.work / "request.aside"
-            aside.write_text(json.dumps({"wanted": self._wanted, "source": dict(source)}), encoding="utf-8")
-            os.replace(aside, self.work / "request.json")
+            for left in self.work.glob(f"*{PARTIAL}"):
+                left.unlink(missing_ok=True)
+            with written_aside(self.work / "request.json") as aside:
+                aside.write_text(json.dumps({"wanted": self._wanted, "source": dict(source)}), encoding="utf-8")
         return {name: record for name, record in done.items() if _size(self.root / name) == record[0]}
 
     def write_journal(self, done: Mapping[str, FileRecord]) -> None:
         """Replace the journal: what it named and is gone, or was cut by a kill, is dropped."""
-        aside = self.work / "journal.aside"
-        with aside.open("w", encoding="utf-8", newline="\n") as journal:
+        with written_aside(self.journal) as aside, aside.open("w", encoding="utf-8", newline="\n") as journal:
             journal.writelines(_line((name, *record)) for name, record in done.items())
-        os.replace(aside, self.journal)
 
     def complete(self) -> bool:
         """Whether the folder is finished: `dataset.json` of the same data, and every file it names.
@@ -116,7 +112,7 @@ class Target:
         Raises:
             DataError: the folder holds something else.
         """
-        with explained(self.root):
+        with _explained(self.root):
             if self.root.exists() and not self.root.is_dir():
                 raise DataError(f"--out: '{self.root}' is a file; give a folder")
             if (self.root / FILE_NAME).exists():
@@ -169,7 +165,7 @@ def build(
     done = target.take_up(source)
     finished = len(done)
     todo = (item for item in plan.items if item.target not in done)
-    with explained(target.root, lambda: f" after {finished} of {plan.total} images"):
+    with _explained(target.root, lambda: f"{finished} of {plan.total} images are done; "):
         target.write_journal(done)
         with target.journal.open("a", encoding="utf-8", newline="\n") as journal:
             on_progress(finished, plan.total)
@@ -213,24 +209,13 @@ def read_journal(path: Path) -> dict[str, FileRecord]:
     return files
 
 
-@contextmanager
-def explained(root: Path, where: Callable[[], str] = str) -> Iterator[None]:
-    """Says in one line what the disk refused; `where` adds how far it came."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DataError(
-                f"no space left for '{root}'{where()}; make room and run the same command again, it goes on from there"
-            ) from error
-        if isinstance(error, PermissionError) or error.errno == errno.EROFS:
-            raise DataError(f"no permission for '{error.filename or root}'{where()}") from error
-        if isinstance(error, NotADirectoryError | FileExistsError):
-            raise DataError(f"--out: '{error.filename or root}' is a file where a folder is needed") from error
-        raise
+def _explained(root: Path, done: Callable[[], str] = str) -> AbstractContextManager[None]:
+    again = "make room if that is why, and run the same command again: it goes on from there"
+    return explained(root, DataError, option="--out", advice=lambda: f"{done()}{again}")
 
 
 def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: int) -> Iterator[list[Record]]:
+    end_where_unguarded()
     if processes == 1:
         for chunk in work:
             yield write_items(out, writing, chunk)
@@ -248,7 +233,8 @@ def _written(out: str, writing: Writing, work: Iterator[list[Item]], processes: 
             yield from (task.result() for task in finished)
     except BrokenProcessPool as error:
         raise DataError(
-            "a worker process was killed (out of memory?); run the same command again, with fewer --processes"
+            "a worker process was killed (out of memory?); run the same command again, with fewer --processes; from "
+            f"Python, {GUARD}"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)

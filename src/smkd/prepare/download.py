@@ -13,7 +13,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 
 from smkd.errors import DataError
-from smkd.prepare.build import explained
+from smkd.files import explained
 from smkd.prepare.registry import Download
 
 OnProgress = Callable[[int, int | None], None]
@@ -46,7 +46,7 @@ def fetch(download: Download, folder: Path, on_progress: OnProgress, *, pause: f
         _check(target, download, folder / f"{download.name}.wrong")
         return target
     part = folder / f"{download.name}.part"
-    with explained(folder):
+    with explained(folder, DataError, advice="the same command goes on from there"):
         folder.mkdir(parents=True, exist_ok=True)
         _receive(download, part, on_progress, pause)
     _check(part, download, folder / f"{download.name}.wrong")

@@ -7,9 +7,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from smkd.errors import DataError
+from smkd.files import sha256, written_aside
 from smkd.prepare.classes import SPLITS, SplitCount
 
 FILE_NAME = "dataset.json"
@@ -55,17 +54,14 @@ def manifest_hash(root: Path) -> str:
     Raises:
         DataError: the folder has no `dataset.json`.
     """
-    return hashlib.sha256(_read_bytes(root / FILE_NAME)).hexdigest()
+    _read_bytes(root / FILE_NAME)
+    return sha256(root / FILE_NAME)
 
 
 def write_manifest(root: Path, identity: Identity, files: Mapping[str, FileRecord]) -> None:
-    """Write `dataset.json` aside, sync it and rename it; `files` as in `Manifest`."""
-    aside = root / f".{FILE_NAME}.aside"
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
+    """Write `dataset.json`; `files` as in `Manifest`."""
+    with written_aside(root / FILE_NAME) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         _write(file, identity, files)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, root / FILE_NAME)
 
 
 def read_manifest(root: Path) -> Manifest:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 
 from smkd.errors import DataError
+from smkd.files import nearest
 from smkd.prepare.classes import ClassEntry, SplitCount, class_list, count
 
 
@@ -138,7 +138,5 @@ BENCHMARKS = {
 def benchmark(name: str) -> Benchmark:
     """Facts about the data set `name`; raises `DataError` with the nearest name if there is none."""
     if name not in BENCHMARKS:
-        close = difflib.get_close_matches(name, BENCHMARKS, n=1)
-        hint = f"; did you mean '{close[0]}'?" if close else ""
-        raise DataError(f"unknown data set '{name}'{hint} (known: {', '.join(BENCHMARKS)})")
+        raise DataError(f"unknown data set '{name}'{nearest(name, BENCHMARKS)} (known: {', '.join(BENCHMARKS)})")
     return BENCHMARKS[name]

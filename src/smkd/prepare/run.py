@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,7 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from smkd.data.processes import allowed
 from smkd.errors import DataError
+from smkd.files import cores
 from smkd.prepare.archives import reading
 from smkd.prepare.build import Plan, Target, build
 from smkd.prepare.caltech import plan_caltech, repeats
@@ -25,10 +26,9 @@ from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 from smkd.prepare.omniglot import plan_omniglot
 from smkd.prepare.registry import Benchmark, benchmark
 from smkd.prepare.tiered import plan_tiered
+from smkd.progress import OnProgress
 
 Size = int | Literal["original"]
-OnProgress = Callable[[str, int, int | None], None]
-"""Called with what is going on, how much is done, and of how much if that is known."""
 
 SIZES = range(8, 4097)
 MINI_SIZE = 480
@@ -92,7 +92,7 @@ def prepare(request: Request, on_progress: OnProgress, warn: Callable[[str], Non
     plan = _plan(request, facts, archives, on_progress)
     for line in plan.warnings:
         warn(line)
-    build(target, plan, marks, request.processes or _cores(), partial(on_progress, "images"))
+    build(target, plan, marks, request.processes or max(1, allowed(cores())), partial(on_progress, "images"))
     return manifest_hash(request.out)
 
 
@@ -177,7 +177,3 @@ def _mark(archive: Path) -> str:
     with reading(archive), archive.open("rb") as file:
         head = hashlib.sha256(file.read(1 << 20)).hexdigest()
         return f"{archive.stat().st_size} {head}"
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from PIL import Image
 
 from smkd.data.decoding import decode, read_file
 from smkd.errors import DataError
+from smkd.files import written_aside
 
 WORK_FOLDER = ".prepare"
 JPEG_QUALITY = 95
@@ -90,8 +91,6 @@ def write_items(out: str, writing: Writing, items: Sequence[Item]) -> list[Recor
         DataError: a source is gone, cut short, or no image.
         OSError: the disk is full, or may not be written.
     """
-    for folder in {item.target.rpartition("/")[0] for item in items}:
-        Path(out, folder).mkdir(parents=True, exist_ok=True)
     return [_write(out, writing, item) for item in items]
 
 
@@ -101,10 +100,8 @@ def _write(out: str, writing: Writing, item: Item) -> Record:
     if writing.link and isinstance(source, FileRange):
         _link(Path(source.path), Path(target))
     else:
-        aside = f"{out}/{WORK_FOLDER}/aside-{os.getpid()}"
-        with open(aside, "wb") as file:
-            file.write(data)
-        os.replace(aside, target)
+        with written_aside(Path(target), unsynced_in=Path(out, WORK_FOLDER)) as aside:
+            aside.write_bytes(data)
     return item.target, len(data), hashlib.sha256(data).hexdigest()
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Comparison, Result
 from smkd.fewshot.feature_file import Source
+from smkd.files import explained, written_aside
 from smkd.viz import fewshot_figures
 from smkd.viz.report import Section, write_report
 
@@ -131,12 +132,9 @@ def _curve_name(row: Measured, head: str, rows: Sequence[Measured]) -> str:
 
 def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
     """Write the pictures to a folder as png or svg; raises `ConfigError` if it cannot be used."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder, ConfigError, option="--figures"), written_aside(folder, folder=True) as aside:
         for name, (figure, _) in figures(rows).items():
-            figure.savefig(folder / f"{name}.{kind}", dpi=FIGURE_DPI)
-    except OSError as error:
-        raise ConfigError(f"--figures: cannot write to '{folder}': {error.strerror}") from error
+            figure.savefig(aside / f"{name}.{kind}", dpi=FIGURE_DPI)
 
 
 def sections(rows: Sequence[Measured]) -> list[Section]:
@@ -149,7 +147,5 @@ def sections(rows: Sequence[Measured]) -> list[Section]:
 
 def save_report(path: Path, rows: Sequence[Measured]) -> None:
     """Write a self-contained page; raises `ConfigError` if the file cannot be written."""
-    try:
+    with explained(path, ConfigError, option="--report"):
         write_report(path, "Few-shot accuracy", ", ".join(row.name for row in rows), sections(rows))
-    except OSError as error:
-        raise ConfigError(f"--report: cannot write '{path}': {error.strerror}") from error

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from smkd.files import written_aside
+
 STYLE = """
 body { font: 16px/1.55 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 2.5rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
@@ -36,15 +38,17 @@ class Section:
 
 
 def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
-    """Write the page."""
+    """Write the page; raises `OSError`."""
     body = "\n".join(_section(section) for section in sections)
-    path.write_text(
+    page = (
         f'<!doctype html>\n<html lang="en">\n<head><meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style></head>\n<body>\n"
-        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n</body>\n</html>\n',
-        encoding="utf-8",
+        f'<h1>{html.escape(title)}</h1>\n<p class="lead">{html.escape(lead)}</p>\n{body}\n</body>\n</html>\n'
     )
+    with written_aside(path) as aside:
+        # paths may hold bytes that are no UTF-8
+        aside.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
 def _section(section: Section) -> str:

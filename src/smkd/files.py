@@ -1,0 +1,256 @@
+"""What every part needs of files and of the machine: written aside, disk errors in words, digests, paths, cores, names.
+
+with explained(path, CheckpointError), written_aside(path) as aside:
+    aside.write_bytes(data)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from smkd.errors import ConfigError, SmkdError
+
+PARTIAL = ".partial"
+"""Ending of what is being written."""
+LEFT = 3600.0
+"""Seconds without a change after which a file aside is what a killed process left."""
+FULL = 2**20
+"""Bytes; with less left, a failed write is put down to the disk being full."""
+REASONS = {
+    errno.ENOENT: "its folder is not there",
+    errno.ENOTDIR: "a file is there where a folder is needed",
+    errno.EEXIST: "a file is there where a folder is needed",
+    errno.ESTALE: "the folder of the network is gone",
+}
+"""In other words than the system's, which would mislead."""
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with `~` and `~user` at its beginning replaced by the home folder.
+
+    Raises:
+        ConfigError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        user = Path(path).parts[0].removeprefix("~")
+        told = f"there is no user '{user}' here" if user else "the home folder is not known (HOME is not set)"
+        raise ConfigError(f"'{path}': {told}; write the path in full") from error
+
+
+@contextlib.contextmanager
+def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None = None) -> Iterator[Path]:
+    """A place to write a file or a folder: it takes the path's place at the end, or is removed if anything goes wrong.
+
+    The place has a name that no other process has, in the folder of `path`, which is made if need be. What is there
+    when the block ends is synced to disk, renamed, and the folder is synced, so that a crash leaves the old or the new
+    one whole. A link is followed. Into a folder that is there, the new files are moved one by one; others stay.
+    A pipe or device (`/dev/stdout`) gets the bytes at the end.
+
+    Args:
+        path: file or folder to write.
+        folder: an empty folder is made; else an empty file.
+        unsynced_in: folder for what is aside, where the caller writes thousands of small files, keeps account of
+            which are whole and clears the folder: nothing is synced.
+
+    Raises:
+        OSError: it may not or cannot be written. What can be known is known before the block begins.
+    """
+    target = Path(os.path.realpath(path))
+    there = _mode(target)
+    if there is not None and not (stat.S_ISREG(there) or stat.S_ISDIR(there)):
+        with _for_special(target) as aside:
+            yield aside
+        return
+    if there is not None and stat.S_ISDIR(there) != folder:
+        number = errno.ENOTDIR if folder else errno.EISDIR
+        raise OSError(number, os.strerror(number), str(path))
+    if there is not None and not os.access(target, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if unsynced_in is None:
+        _remove_left(target)
+    aside = (unsynced_in or target.parent) / f"{_beginning(target)}{secrets.token_hex(6)}{PARTIAL}"
+    try:
+        if folder:
+            aside.mkdir()
+        else:
+            aside.touch(exist_ok=False)
+            if there is not None:
+                shutil.copymode(target, aside)
+        yield aside
+        if unsynced_in is None:
+            _sync(aside)
+        _put(aside, target)
+        if unsynced_in is None:
+            _sync_folder(target if folder else target.parent)
+    finally:
+        _remove(aside)
+
+
+@contextlib.contextmanager
+def explained(
+    path: Path, kind: type[SmkdError], *, option: str = "", advice: str | Callable[[], str] = ""
+) -> Iterator[None]:
+    """Turn what the disk refuses while `path` is written into one line.
+
+    Args:
+        path: the file or folder that is being written.
+        kind: of the error to raise.
+        option: what asked for it, such as '--json'.
+        advice: what to do, to end the line with; or a function that says it.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reason = _reason(error, path)
+        more = advice if isinstance(advice, str) else advice()
+        kept = "; the file that was there is kept" if os.path.isfile(path) else ""
+        where = f"{option}: " if option else ""
+        raise kind(f"{where}cannot write '{_place(error, path)}': {reason}{more and f'; {more}'}{kept}") from error
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cores() -> int:
+    """Cores that this process may use: those it is bound to, and no more than the quota of its control group."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return bound if quota is None else max(1, min(bound, int(quota)))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or nothing where no known name is like it."""
+    names = {each.lower(): each for each in known}
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    return f"; did you mean '{names[close[0]]}'?" if close else ""
+
+
+def _mode(path: Path) -> int | None:
+    try:
+        return path.stat().st_mode
+    except FileNotFoundError:
+        return None
+
+
+def _beginning(path: Path) -> str:
+    # short, whatever the path's name: a name that fits must not become too long aside
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:8]}-"
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what killed processes left of the same file."""
+    for left in path.parent.glob(f"{_beginning(path)}*{PARTIAL}"):
+        with contextlib.suppress(OSError):
+            if time.time() - left.stat().st_mtime > LEFT:
+                _remove(left)
+
+
+def _put(aside: Path, target: Path) -> None:
+    if not (aside.is_dir() and target.is_dir()):
+        os.replace(aside, target)
+        return
+    for file in sorted(aside.iterdir()):
+        os.replace(file, target / file.name)
+
+
+def _sync(aside: Path) -> None:
+    for file in [each for each in aside.rglob("*") if each.is_file()] if aside.is_dir() else [aside]:
+        number = os.open(file, os.O_RDWR)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def _sync_folder(folder: Path) -> None:
+    # some systems and network drives have no such thing; the file itself is on disk
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+@contextlib.contextmanager
+def _for_special(target: Path) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        aside = Path(folder) / "file"
+        aside.touch()
+        yield aside
+        with target.open("wb") as sink, aside.open("rb") as source:
+            shutil.copyfileobj(source, sink)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _reason(error: OSError | RuntimeError, path: Path) -> str:
+    """What the disk said, also where a library hid it."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError):
+            return REASONS.get(seen.errno or 0) or seen.strerror or str(seen)
+        seen = seen.__cause__ or seen.__context__
+    # torch reports a full disk as an internal position that is off
+    folder = next((each for each in path.absolute().parents if each.is_dir()), None)
+    is_full = folder is not None and shutil.disk_usage(folder).free < FULL
+    return os.strerror(errno.ENOSPC) if is_full else str(error).split("\n")[0]
+
+
+def _place(error: BaseException, path: Path) -> str | Path:
+    """The file that the error names, if it belongs to what is being written and is no file aside."""
+    name = getattr(error, "filename", None)
+    if not isinstance(name, str) or name.endswith(PARTIAL):
+        return path
+    return name if path in Path(name).parents or Path(name) in path.parents else path
+
+
+def _quota(root: Path = Path("/")) -> float | None:
+    """Cores that the quotas of the control groups of this process come to; None without any (Linux only)."""
+    found = []
+    with contextlib.suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            number, controllers, place = line.split(":", 2)
+            if number != "0" and "cpu" not in controllers.split(","):
+                continue
+            base = root / "sys/fs/cgroup" / ("" if number == "0" else controllers)
+            group = base / place.lstrip("/")
+            # a limit of a group above counts as well; in a container the groups above may be all that is seen
+            for each in [group, *group.parents]:
+                if each != base and base not in each.parents:
+                    break
+                found.append(_quota_of(each))
+    return min((each for each in found if each is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (group / "cpu.max").read_text(encoding="utf-8").split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        old = int((group / "cpu.cfs_quota_us").read_text(encoding="utf-8"))
+        return None if old <= 0 else old / int((group / "cpu.cfs_period_us").read_text(encoding="utf-8"))
+    return None
