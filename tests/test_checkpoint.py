@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+import foreign_files
 from smkd import api
 from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
@@ -268,3 +269,15 @@ def test_the_backbone_of_either_network(network: Any) -> None:
     state[network] = {name: value for name, value in state[network].items() if name != "backbone.norm.weight"}
     with pytest.raises(CheckpointError, match=r"(?s)a\.pt.*norm\.weight"):
         backbone_of(state, "a.pt", network)
+
+
+def test_weights_of_another_project_bring_no_optimiser(tmp_path: Path) -> None:
+    settings = config("model.embed_dim=64", "model.depth=2", "model.num_heads=1")
+    network = foreign_files.vit()
+    torch.save(foreign_files.weights(network), tmp_path / "w.pt")
+    state, _ = open_checkpoint(tmp_path / "w.pt", settings)
+    made = learner(RunConfig.model_validate(state["config"]))
+    with pytest.raises(CheckpointError, match="init_optimizer=true"):
+        restore(made, state, optimizer=True)
+    assert restore(made, state, optimizer=False) == [], "these fit as they are"
+    assert torch.equal(made.pair.student.state_dict()["backbone.norm.weight"], network.norm.weight)
