@@ -175,10 +175,7 @@ def test_other_places_in_the_file(tmp_path: Path) -> None:
         assert file["all_feats"].id.get_offset() % 4
     with h5py.File(tmp_path / "block.h5", "w", userblock_size=1024) as file:
         file["all_feats"], file["all_labels"], file["count"] = values, labels, 5
-    with h5py.File(tmp_path / "raw.h5", "w") as file:
-        file.create_dataset("all_feats", data=values, external=[(tmp_path / "raw", 0, h5py.h5f.UNLIMITED)])
-        file["all_labels"], file["count"] = labels, [5]
-    for name in ("odd", "block", "raw"):
+    for name in ("odd", "block"):
         assert torch.equal(read_features(tmp_path / f"{name}.h5").values, values)
 
 

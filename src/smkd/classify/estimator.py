@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, model_validator
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
@@ -22,11 +23,17 @@ from smkd.classify.encoder import Encoder, open_encoder
 from smkd.classify.learning import Learned, left_out
 from smkd.classify.pictures import InputError, is_pictures
 from smkd.config.schema import RunConfig, Section
+from smkd.config.section import Count
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.heads import make_head
 from smkd.models.vit import VisionTransformer
 
 KIND = "classifier"
+CONTROL = ("Cc", "Zl", "Zp")
+"""Categories of Unicode that end a line or steer a terminal."""
+MOST_BYTES = 2**26
+"""Of the names of all classes."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class LeftOutAccuracy(NamedTuple):
@@ -57,12 +64,36 @@ class _Settings(Section):
     encoder: dict[str, Any] | None
     head: str
     chosen: str
-    seed: int
-    temperature: float
-    known: tuple[float, float] | None
-    left_out: tuple[int, int]
-    classes: list[bool | int | float | str]
-    label_type: str
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    known: tuple[Finite, Finite] | None
+    left_out: tuple[Count, Count]
+    classes: Annotated[list[bool | int | float | str], Field(min_length=2)]
+    label_type: Annotated[str, Field(pattern=r"^([<>=|]?[biufSU][0-9]{1,6}|[|]O)$")]
+
+    @model_validator(mode="after")
+    def _check(self) -> _Settings:
+        if self.left_out[0] > self.left_out[1]:
+            raise ValueError(f"left_out: {self.left_out[0]} of {self.left_out[1]} images cannot be right")
+        for name in self.classes:
+            if isinstance(name, str) and any(unicodedata.category(sign) in CONTROL for sign in name):
+                raise ValueError(f"class {name[:40]!r}: a name should be one line without control characters")
+        self.class_array()
+        return self
+
+    def class_array(self) -> NDArray[Any]:
+        """The classes with their type; raises `ValueError` where they are not of it."""
+        kind = np.dtype(self.label_type)
+        if kind.itemsize * len(self.classes) > MOST_BYTES:
+            raise ValueError(f"label_type: {self.label_type} for {len(self.classes)} classes")
+        try:
+            found = np.array(self.classes, dtype=kind)
+        except (OverflowError, TypeError) as error:
+            raise ValueError(f"classes are not of type {self.label_type}") from error
+        texts = found.astype(str) if kind.kind == "S" else found
+        if texts.tolist() != self.classes:
+            raise ValueError(f"classes are not of type {self.label_type}")
+        return found
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -86,6 +117,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe: whose image size and normalisation a network takes, or weights that bring none.
         seed: of heads that draw.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Attributes:
         classes_: sorted labels.
@@ -100,13 +132,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self, backbone: str | Path | VisionTransformer | Encoder | None = None, head: str = "prototype", *,
-        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto",
+        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto", heads: int | None = None,
     ) -> None:  # fmt: skip
         self.backbone = backbone
         self.head = head
         self.recipe = recipe
         self.seed = seed
         self.accelerator = accelerator
+        self.heads = heads
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
         """Learn from images or features X and their labels y, [n]; forgets what was learned before.
@@ -119,7 +152,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_head(self.head)
         self.encoder_: Encoder | None = (
-            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator)
+            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator, self.heads)
         )
         features, labels = self._checked(X, y, reset=True)
         self._learn(features, labels)
@@ -198,17 +231,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Write everything, the backbone included, into one file (`smkd.classify.storage`).
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, or a class has a name of more than one line.
         """
         check_is_fitted(self, "support_")
         encoder, tensors = (None, {}) if self.encoder_ is None else self.encoder_.saved()
         tensors["support"] = torch.from_numpy(self.support_)
         tensors["labels"] = torch.from_numpy(self.support_labels_)
-        settings = _Settings(
-            encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
-            known=self.known_, left_out=self.left_out_, classes=self.classes_.tolist(),
-            label_type=self.classes_.dtype.str,
-        )  # fmt: skip
+        try:
+            settings = _Settings(
+                encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
+                known=self.known_, left_out=self.left_out_, classes=self.classes_.tolist(),
+                label_type=self.classes_.dtype.str,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise CheckpointError(f"cannot write '{path}': {storage.settings_fault(error)}") from error
         storage.write(Path(path), KIND, settings.model_dump(mode="json"), tensors)
 
     @classmethod
@@ -221,17 +257,22 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         values, tensors = storage.read(Path(path), KIND)
         try:
             settings = _Settings.model_validate(values)
-            encoder = None
-            if settings.encoder is not None:
-                encoder = Encoder.restored(settings.encoder, tensors, accelerator)
-            support, labels = tensors["support"].float(), tensors["labels"].long()
-            classes = np.array(settings.classes, dtype=np.dtype(settings.label_type))
-            if support.ndim != 2 or not torch.equal(labels.unique(), torch.arange(len(classes))):
-                raise ValueError("the labels are not those of the classes")
-            if len(support) != len(labels) or (encoder is not None and encoder.dim != support.shape[1]):
-                raise ValueError("the features are not those of the backbone")
-        except (KeyError, TypeError, ValidationError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
+            make_head(settings.chosen, torch.zeros(1))
+            check_head(settings.head)
+        except ValidationError as error:
+            raise CheckpointError(f"'{path}': {storage.settings_fault(error)}; make it again") from error
+        except ConfigError as error:
+            raise CheckpointError(f"'{path}': {error}; make it again") from error
+        encoder = None
+        if settings.encoder is not None:
+            encoder = Encoder.restored(settings.encoder, tensors, accelerator, str(path))
+        support = storage.tensor(tensors, "support", torch.float32, 2, path)
+        labels = storage.tensor(tensors, "labels", torch.int64, 1, path)
+        classes = settings.class_array()
+        if len(support) != len(labels) or not torch.equal(labels.unique(), torch.arange(len(classes))):
+            raise CheckpointError(f"'{path}': its labels are not those of its classes; make it again")
+        if not support.shape[1] or (encoder is not None and encoder.dim != support.shape[1]):
+            raise CheckpointError(f"'{path}': its features are not those of its backbone; make it again")
         loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
         loaded.encoder_ = encoder
         loaded._keep(support, labels, classes, settings.chosen)

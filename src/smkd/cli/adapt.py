@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.training import Overrides
 
 if TYPE_CHECKING:
@@ -24,13 +25,14 @@ def adapt(
             metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, or hf:owner/name."
         ),
     ],
+    heads: AttentionHeads = None,
     settings: Overrides = None,
 ) -> None:
     """Phase 2 on your own few images from any backbone, and whether held-out images gain. The same command resumes."""
     from smkd.adaptation import adapt
 
     try:
-        adapted = adapt(data, out, backbone, settings or [])
+        adapted = adapt(data, out, backbone, settings or [], heads)
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on after the last finished epoch", err=True)
         raise SystemExit(130) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from smkd.config import yamltext
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
@@ -19,6 +21,8 @@ MACHINE_KEYS = frozenset((
     "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
     "compile", "recompute",
 ))  # fmt: skip
+SHOWN = 200
+"""Characters of a value that a message shows."""
 KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""
 
@@ -42,7 +46,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_summary(name: str) -> str:
     """One line that says what a recipe is for."""
-    return str(_parse(recipe_text(name), name).get("summary", ""))
+    return str(yamltext.mapping(recipe_text(name), name).get("summary", ""))
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
@@ -50,19 +54,34 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 
     Args:
         recipe: name of a recipe of the package, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none, it is no recipe, or it extends itself.
     """
+    return _extended(recipe, ())
+
+
+def _extended(recipe: str, inner: tuple[str, ...]) -> dict[str, Any]:
+    """The same for a recipe that those of `inner` extend, one the next."""
     is_file = recipe.endswith((".yaml", ".yml"))
     if is_file and not Path(recipe).is_file():
         raise ConfigError(f"recipe file '{recipe}' does not exist")
-    text = Path(recipe).read_text(encoding="utf-8") if is_file else recipe_text(recipe)
-    values = _parse(text, recipe)
+    place = str(Path(recipe).resolve()) if is_file else recipe
+    if place in inner:
+        raise ConfigError(
+            f"recipe '{recipe}' extends itself{f' by way of {Path(inner[-1]).name}' * (inner[-1] != place)}"
+        )
+    values = yamltext.mapping(yamltext.text_of(Path(recipe)) if is_file else recipe_text(recipe), recipe)
     values.pop("summary", None)
     parent = values.pop("extends", None)
     if parent is None:
         return values
+    if not isinstance(parent, str):
+        raise ConfigError(f"'{recipe}': extends={_shown(parent)}: should be the name of a recipe or file")
     # a file may extend its neighbour by a relative path
-    beside = Path(recipe).parent / str(parent)
-    return _merged(load_recipe(str(beside) if is_file and beside.is_file() else str(parent)), values)
+    beside = Path(recipe).parent / parent
+    found = str(beside) if is_file and beside.is_file() else parent
+    return _merged(_extended(found, (*inner, place)), values)
 
 
 def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None) -> RunConfig:
@@ -82,9 +101,9 @@ def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None
         if not sign or not key:
             raise ConfigError(f"'{word}' is not of the form key=value")
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"{key}: '{text}' is not a value") from error
+            value = yamltext.value(text)
+        except ValueError as error:
+            raise ConfigError(f"{key}: '{_shown(text)}' is not a value: {error}") from error
         if key == "data" and not isinstance(value, dict):
             key = "data.root"
         values = _merged(values, _nested(key.split("."), value))
@@ -122,11 +141,16 @@ def dump(config: RunConfig) -> str:
 
 
 def load(path: Path) -> RunConfig:
-    """Read a configuration written by `dump`."""
+    """Read a configuration written by `dump`.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds a key or value that does not fit; names the file.
+    """
     try:
-        return check(_parse(path.read_text(encoding="utf-8"), str(path)))
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
+        return check(yamltext.mapping(yamltext.text_of(path), str(path)))
+    except ConfigError as error:
+        told = str(error)
+        raise ConfigError(told if str(path) in told else f"'{path}': {told}") from error
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -137,18 +161,6 @@ def differences(old: RunConfig, new: RunConfig) -> list[str]:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
     ]
-
-
-def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        raise ConfigError(f"'{name}'{line} is not valid YAML") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{name}' must hold keys and values")
-    return values
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -196,13 +208,25 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{key}' is missing"
     if first["type"] == "model_type":
-        return f"{key}={first['input']}: should be a group of settings ({', '.join(_fields_at(path))})"
+        return f"{key}={_shown(first['input'])}: should be a group of settings ({', '.join(_fields_at(path))})"
     # a value that may be one of several kinds fails once for each
     same = [first, *(other for other in others if _key(other["loc"]) == key)]
     message = " or ".join(dict.fromkeys(_lowered(entry["msg"]) for entry in same))
     if not key:
         return message
-    return f"{key}: {message}" if isinstance(first["input"], dict | BaseModel) else f"{key}={first['input']}: {message}"
+    return (
+        f"{key}: {message}"
+        if isinstance(first["input"], dict | BaseModel)
+        else f"{key}={_shown(first['input'])}: {message}"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as it was typed; one that is long or nested is cut."""
+    if isinstance(value, bool | int | float | str | None):
+        text = str(value)
+        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return reprlib.repr(value)
 
 
 def _key(location: tuple[int | str, ...]) -> str:
