@@ -222,10 +222,11 @@ def _explain(error: ValidationError) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value as it was typed; one that is long or nested is cut."""
+    """A value as it was typed, on one line; one that is long or nested is cut."""
     if isinstance(value, bool | int | float | str | None):
         text = str(value)
-        return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        return text if text.isprintable() else repr(text)
     return reprlib.repr(value)
 
 

@@ -89,8 +89,17 @@ def heads_of(
         file: what messages call the weights.
 
     Raises:
-        CheckpointError: `config.json` is damaged or of another ViT, or nothing tells.
+        CheckpointError: `config.json` is damaged or of another ViT, nothing tells, or the channels do not divide.
     """
+    found = _first(dim, depth, rotary, base, weights, given, file)
+    if dim % found.number:
+        raise CheckpointError(f"'{file}': {dim} channels are not divisible by {found.number} heads ({found.source})")
+    return found
+
+
+def _first(
+    dim: int, depth: int, rotary: bool, base: ModelConfig, weights: Path | None, given: int | None, file: str
+) -> Heads:
     if given is not None:
         return Heads(given, "as given")
     own_dim, own_depth, own_heads = SIZES[base.size]
@@ -147,6 +156,13 @@ def _stated(settings: Path, dim: int) -> int | None:
         reason = (error.strerror if isinstance(error, OSError) else None) or error
         raise CheckpointError(f"cannot read '{settings}': {reason}; {remedy}") from error
     groups = {"": values} | {f"{name}.": values[name] for name in GROUPS if isinstance(values.get(name), dict)}
+    for group, inner in groups.items():
+        channels = inner.get("hidden_size", inner.get("embed_dim"))
+        if isinstance(channels, int) and channels != dim and any(inner.get(key) is not None for key in KEYS):
+            raise CheckpointError(
+                f"'{settings}': {group}{'hidden_size' if 'hidden_size' in inner else 'embed_dim'} is {channels}, but the "
+                f"weights have {dim} channels; {remedy}"
+            )
     found = {
         f"{group}{key}": _count(inner[key], f"'{settings}': {group}{key}", remedy)
         for group, inner in groups.items()
