@@ -73,12 +73,12 @@ class Kind:
 def damaged(kind: Kind, rng: random.Random) -> bytes:
     """The bytes of a damaged file."""
     for _ in range(TRIES):
-        document = copy.deepcopy(kind.document)
-        structural = kind.name != "image" and rng.random() < 0.6
-        for _ in range(rng.choice((1, 1, 1, 2, 4)) if structural else 0):
-            document = _changed(document, rng)
-        # some damage cannot be written
+        # some damage cannot be done or written
         with contextlib.suppress(Exception):
+            document = copy.deepcopy(kind.document)
+            structural = kind.name != "image" and rng.random() < 0.6
+            for _ in range(rng.choice((1, 1, 1, 2, 4)) if structural else 0):
+                document = _changed(document, rng)
             data = kind.write(document, rng)
             return data if structural else _hurt(data, rng)
     return b""

@@ -31,7 +31,7 @@ from smkd.models.vit import VisionTransformer
 KIND = "classifier"
 CONTROL = ("Cc", "Zl", "Zp")
 """Categories of Unicode that end a line or steer a terminal."""
-MOST_BYTES = 2**26
+MOST_BYTES = 2**23
 """Of the names of all classes."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -88,7 +88,7 @@ class _Settings(Section):
             raise ValueError(f"label_type: {self.label_type} for {len(self.classes)} classes")
         try:
             found = np.array(self.classes, dtype=kind)
-        except (OverflowError, TypeError) as error:
+        except (OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"classes are not of type {self.label_type}") from error
         texts = found.astype(str) if kind.kind == "S" else found
         if texts.tolist() != self.classes:

@@ -244,11 +244,12 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _layout(file: Any, path: Path) -> tuple[Any, Any, int]:
     """Features, labels and the number of rows that count."""
+    names = list(file)
     for name in DATASETS:
-        if name in file.keys() and _leads_out(file, name):  # noqa: SIM118
+        if name in names and _leads_out(file, name, names):
             raise DataError(f"'{path}': {name} is a link to another place; numbers should be in the file itself")
-    if not all(name in file.keys() and isinstance(file[name], h5py.Dataset) for name in DATASETS):  # noqa: SIM118
-        found = ", ".join(sorted(file)) or "nothing"
+    if not all(name in names and isinstance(file[name], h5py.Dataset) for name in DATASETS):
+        found = ", ".join(sorted(names)) or "nothing"
         raise DataError(f"'{path}' is no feature file: it holds {found}; expected {', '.join(DATASETS)}")
     features, labels, count = (file[name] for name in DATASETS)
     _check_form(features, labels, f"'{path}'")
@@ -263,12 +264,12 @@ def _layout(file: Any, path: Path) -> tuple[Any, Any, int]:
     return features, labels, rows
 
 
-def _leads_out(file: Any, name: str) -> bool:
+def _leads_out(file: Any, name: str, names: list[str]) -> bool:
     """Whether a name is a link that may lead to another file; it is not followed to see where."""
     link = file.get(name, getlink=True)
     if isinstance(link, h5py.SoftLink):
         target = link.path.removeprefix("/")
-        if target not in file.keys():  # noqa: SIM118
+        if target not in names:
             return "/" in target
         link = file.get(target, getlink=True)
     return not isinstance(link, h5py.HardLink)

@@ -143,13 +143,18 @@ def _recipe(options: Mapping[str, Any], script: str, processes: int, file: str) 
             try:
                 settings |= dict.fromkeys(option.keys, option.convert(known[name]))
             except ConfigError as error:
-                raise ConfigError(f"'{file}': --{name}: {error}") from None
+                raise ConfigError(f"'{file}': --{name}: {_line(error)}") from None
     try:
         more, extra = _training(known, processes) if script == "main_smkd.py" else _evaluation(known)
         text = _dumped(more | settings, f"From {PurePosixPath(file).name}, settings of the published code.")
     except ConfigError as error:
-        raise ConfigError(f"'{file}': {error}") from None
+        raise ConfigError(f"'{file}': {_line(error)}") from None
     return Translation(text, (*notes, *extra))
+
+
+def _line(error: ConfigError) -> str:
+    """A message in one line, as options may hold anything."""
+    return " ".join(str(error).split())[:400]
 
 
 def _training(known: Mapping[str, Any], processes: int) -> tuple[Settings, list[str]]:
@@ -193,9 +198,9 @@ def _training(known: Mapping[str, Any], processes: int) -> tuple[Settings, list[
 
 
 def _evaluation(known: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    if known["server"] not in SERVERS:
+    if str(known["server"]) not in SERVERS:
         raise ConfigError(f"--server {known['server']} is none of {', '.join(SERVERS)}")
-    dataset = SERVERS[known["server"]]
+    dataset = SERVERS[str(known["server"])]
     notes = []
     if int(number(known["iter_num"])) != EVALUATION["iter_num"].default:
         notes.append("--iter_num: the reference ignores it and always takes 10000 episodes; taken as it is meant")

@@ -157,11 +157,11 @@ def _stated(settings: Path, dim: int) -> int | None:
         raise CheckpointError(f"cannot read '{settings}': {reason}; {remedy}") from error
     groups = {"": values} | {f"{name}.": values[name] for name in GROUPS if isinstance(values.get(name), dict)}
     for group, inner in groups.items():
-        channels = inner.get("hidden_size", inner.get("embed_dim"))
+        key = "hidden_size" if "hidden_size" in inner else "embed_dim"
+        channels = inner.get(key)
         if isinstance(channels, int) and channels != dim and any(inner.get(key) is not None for key in KEYS):
             raise CheckpointError(
-                f"'{settings}': {group}{'hidden_size' if 'hidden_size' in inner else 'embed_dim'} is {channels}, but the "
-                f"weights have {dim} channels; {remedy}"
+                f"'{settings}': {group}{key} is {channels}, but the weights have {dim} channels; {remedy}"
             )
     found = {
         f"{group}{key}": _count(inner[key], f"'{settings}': {group}{key}", remedy)
