@@ -18,7 +18,7 @@ from smkd.cli import adapt, browser, classify, export, fewshot, interop
 from smkd.engine.restore import open_checkpoint
 from smkd.errors import CheckpointError, SmkdError
 from smkd.interop.architecture import recognise
-from smkd.interop.attention import TIMM, known_heads
+from smkd.interop.attention import TIMM, heads_of, known_heads
 
 BASE = api.resolve("debug-pretrain")
 WIDE = files.vit(embed_dim=128, num_heads=4)
@@ -143,3 +143,11 @@ def test_a_run_says_its_heads_by_its_settings(tmp_path: Path) -> None:
         api.resolve("debug-pretrain", [f"out={tmp_path / 'a'}", f"init={path}", "model.num_heads=4", *words])
     )
     assert api.load(run).blocks[0].attn.num_heads == 4
+
+
+def test_other_channels_than_those_of_the_size_have_other_heads() -> None:
+    base = BASE.model.model_copy(update={"size": "small", "embed_dim": 768, "depth": 12})
+    found = heads_of(768, 12, rotary=False, base=base, weights=None, given=None, file="f")
+    assert found == (12, "that of ViT-B")
+    base = base.model_copy(update={"num_heads": 6})
+    assert heads_of(768, 12, rotary=False, base=base, weights=None, given=None, file="f").number == 6

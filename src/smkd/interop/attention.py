@@ -113,7 +113,7 @@ def _first(
         if stated is not None:
             return Heads(stated, f"from {SETTINGS_FILE}")
         silent = f", as {SETTINGS_FILE} beside it says nothing of heads"
-    if fits:
+    if fits and (own_dim, own_depth) == (dim, depth):
         return Heads(own_heads, f"that of size {base.size}{silent}")
     known = known_heads(dim, depth, rotary, file)
     return Heads(known.number, known.source + silent)

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO
 
 from smkd.errors import CheckpointError
 
-PROTOCOL = 2
-"""Of pickles as `torch.save` writes them, and the only one that `weights_only=True` reads well."""
+NEWEST_PROTOCOL, USUAL_PROTOCOL = 3, 2
+"""Of pickles that `weights_only=True` reads, and as `torch.save` writes them."""
 ITEM_SIZES = {
     "DoubleStorage": 8, "FloatStorage": 4, "HalfStorage": 2, "BFloat16Storage": 2, "LongStorage": 8, "IntStorage": 4,
     "ShortStorage": 2, "ComplexDoubleStorage": 16, "ComplexFloatStorage": 8, "QInt32Storage": 4,
@@ -130,9 +130,9 @@ def _check_legacy(path: Path, file: BinaryIO) -> None:
 def _surveyed(path: Path, file: Any) -> dict[str, int]:
     start = file.read(2)
     file.seek(-len(start), io.SEEK_CUR)
-    if start[:1] == b"\x80" and start[1:] > bytes([PROTOCOL]):
+    if start[:1] == b"\x80" and start[1:] > bytes([NEWEST_PROTOCOL]):
         raise CheckpointError(
-            f"cannot read '{path}': its pickle is of protocol {start[1]}; save it with torch.save's own, {PROTOCOL}"
+            f"cannot read '{path}': its pickle is of protocol {start[1]}; torch.save writes {USUAL_PROTOCOL}, save it so"
         )
     survey = _Survey(file)
     survey.load()

@@ -6,6 +6,7 @@ import argparse
 import pickle
 import re
 import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,8 @@ def _pickle(path: Path) -> Any:
     pickled.check_claims(path)
     try:
         # an open file, as PyTorch goes by the names of others
-        with torch.serialization.safe_globals(ALLOWED), path.open("rb") as file:
+        with torch.serialization.safe_globals(ALLOWED), path.open("rb") as file, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"cannot read '{path}': {_refusal(str(error))}") from error
