@@ -132,7 +132,8 @@ def _surveyed(path: Path, file: Any) -> dict[str, int]:
     file.seek(-len(start), io.SEEK_CUR)
     if start[:1] == b"\x80" and start[1:] > bytes([NEWEST_PROTOCOL]):
         raise CheckpointError(
-            f"cannot read '{path}': its pickle is of protocol {start[1]}; torch.save writes {USUAL_PROTOCOL}, save it so"
+            f"cannot read '{path}': its pickle is of protocol {start[1]}; "
+            f"torch.save writes {USUAL_PROTOCOL}, save it so"
         )
     survey = _Survey(file)
     survey.load()
