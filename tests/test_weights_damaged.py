@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,21 @@ def test_claims_that_the_file_cannot_hold(tmp_path: Path) -> None:
     torch.save(state, path, _use_new_zipfile_serialization=False)
     path.write_bytes(path.read_bytes().replace(b"K@", b"J\xff\xff\xff\x7f"))
     refused(path, tmp_path, "its tensors need [0-9]+ of [0-9]+ bytes")
+
+
+@pytest.mark.parametrize(
+    "opcode", [b"\x8e", b"\x8d", b"\x96", b"\x95", b"B", b"X", b"T", b"\x8b"], ids=lambda code: str(code.hex())
+)
+def test_a_pickle_that_claims_gigabytes(tmp_path: Path, opcode: bytes) -> None:
+    """Long bytes, texts, arrays, frames and numbers: room is made for none of them."""
+    length = b"\xff\xff\xff\x7f" + (b"\0" * 4 if opcode in b"\x8e\x8d\x96\x95" else b"")
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"\x80\x02" + opcode + length + bytes(100))
+    tracemalloc.start()
+    refused(path, tmp_path, "damaged, or not a file of PyTorch or safetensors")
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10**7
 
 
 def test_weights_in_several_files(tmp_path: Path) -> None:

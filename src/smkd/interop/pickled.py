@@ -12,7 +12,7 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 from smkd.errors import CheckpointError
 
@@ -25,11 +25,30 @@ ITEM_SIZES = {
 """Bytes of an element of each class of storages; of all others 1."""
 LEGACY_HEADERS = 3
 """Pickles before the one that counts in files of PyTorch before 1.6."""
+_BYTEARRAY8 = pickle.BYTEARRAY8[0]
 # what the walk stumbles over where a pickle or an archive is damaged
 _DAMAGE = (
     pickle.UnpicklingError, zipfile.BadZipFile, OSError, EOFError, ValueError, TypeError, KeyError, IndexError,
     AttributeError, AssertionError, NotImplementedError, OverflowError, struct.error,
 )  # fmt: skip
+
+
+class _Bounded:
+    """A file of which no more is asked than it has: Python makes room for what is asked."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        start = file.tell()
+        self.size = file.seek(0, io.SEEK_END)
+        file.seek(start)
+
+    def read(self, count: int) -> bytes:
+        if count > self.size - self.file.tell():
+            raise EOFError
+        return self.file.read(count)
+
+    def readline(self) -> bytes:
+        return self.file.readline()
 
 
 class _StandIn:
@@ -57,7 +76,10 @@ class _StandIn:
 class _Survey(pickle._Unpickler):
     """Collects the storages of a pickle, as bytes by key."""
 
-    def __init__(self, file: Any) -> None:
+    # makes room for as many bytes as are claimed; weights have none
+    dispatch: ClassVar = {code: load for code, load in pickle._Unpickler.dispatch.items() if code != _BYTEARRAY8}
+
+    def __init__(self, file: _Bounded) -> None:
         super().__init__(file, encoding="utf-8", errors="replace")
         self.storages: dict[str, int] = {}
 
@@ -127,7 +149,7 @@ def _check_legacy(path: Path, file: BinaryIO) -> None:
         )
 
 
-def _surveyed(path: Path, file: Any) -> dict[str, int]:
+def _surveyed(path: Path, file: BinaryIO) -> dict[str, int]:
     start = file.read(2)
     file.seek(-len(start), io.SEEK_CUR)
     if start[:1] == b"\x80" and start[1:] > bytes([NEWEST_PROTOCOL]):
@@ -135,7 +157,7 @@ def _surveyed(path: Path, file: Any) -> dict[str, int]:
             f"cannot read '{path}': its pickle is of protocol {start[1]}; "
             f"torch.save writes {USUAL_PROTOCOL}, save it so"
         )
-    survey = _Survey(file)
+    survey = _Survey(_Bounded(file))
     survey.load()
     return survey.storages
 
