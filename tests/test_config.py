@@ -149,3 +149,58 @@ def test_one_setting_of_a_view_keeps_the_others() -> None:
     config = loading.resolve("mini-imagenet-distill", ["global_views.size=160", "local_views.count=4"])
     assert (config.global_views.count, config.global_views.size, config.global_views.scale) == (2, 160, (0.25, 1.0))
     assert (config.local_views.count, config.local_views.size, config.local_views.scale) == (4, 96, (0.05, 0.25))
+
+
+LAUGHS = "\n".join(["a0: &a0 [1, 2, 3]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (LAUGHS, "is not valid YAML: its aliases stand for more than 10000 values"),
+        ("[" * 60_000, "line 1 is not valid YAML: nested deeper than 32 levels"),
+        ("{a: " * 10_000, "nested deeper than 32 levels"), ("- " * 30_000, "nested deeper than 32 levels"),
+        ("a: &a [*a]", "an alias stands for what it is in"),
+        ("x: " + "y" * 70_000, "settings have at most 65536 bytes"),
+        ("seed: 1\nseed: 2", "line 2 is not valid YAML: seed is given twice"),
+        ("seed: 2001-99-99", "is not valid YAML"),
+        ("seed: !!timestamp x", "a value is not of the type that its tag names"),
+        ("seed: !!int x", "is not valid YAML"),
+        ("seed: " + "9" * 5000, "is not valid YAML"), ("? [a]\n: 1", "a key should be a word"),
+        ("1: 2", "must hold keys and values"), ("extends: [a]", "extends=.*should be the name of a recipe or file"),
+        (b"\xff\xff", "is not valid YAML"), (b"\0", "is not valid YAML"),
+    ],
+    ids=lambda value: str(value)[:20],
+)  # fmt: skip
+def test_a_recipe_that_asks_for_too_much_is_refused_at_once(tmp_path: Path, text: str | bytes, says: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    for read in (loading.load_recipe, lambda where: loading.load(Path(where))):
+        with pytest.raises(ConfigError, match=says if read is loading.load_recipe else "mine") as caught:
+            read(str(path))
+        assert "\n" not in str(caught.value)
+        assert str(path) in str(caught.value)
+
+
+def test_a_recipe_with_an_alias_or_in_utf_16_is_read(tmp_path: Path) -> None:
+    text = "extends: debug-pretrain\nglobal_views: &views\n  size: 16\n  count: 2\nlocal_views:\n  <<: *views\n"
+    for name, encoding in (("a.yaml", "utf-8"), ("b.yaml", "utf-16"), ("c.yaml", "utf-8-sig")):
+        (tmp_path / name).write_bytes(text.encode(encoding))
+        assert loading.resolve(str(tmp_path / name)).local_views.size == 16
+
+
+def test_a_recipe_that_extends_itself_is_refused(tmp_path: Path) -> None:
+    for name, parent in (("a", "a.yaml"), ("b", "c.yaml"), ("c", "b.yaml"), ("d", "./sub/../d.yaml")):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {parent}")
+    (tmp_path / "sub").mkdir()
+    for name in "abd":
+        with pytest.raises(ConfigError, match="extends itself"):
+            loading.resolve(str(tmp_path / f"{name}.yaml"))
+
+
+def test_a_value_that_is_long_or_nested_is_cut_in_the_message() -> None:
+    with pytest.raises(ConfigError, match=r"epochs=y{200}\.\.\.: input") as caught:
+        loading.resolve("debug-pretrain", [f"epochs={'y' * 10_000}"])
+    with pytest.raises(ConfigError, match="nested deeper than 32 levels"):
+        loading.resolve("debug-pretrain", [f"epochs={'[' * 9000}"])
+    assert len(str(caught.value)) < 400

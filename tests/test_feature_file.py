@@ -168,6 +168,89 @@ def test_every_storage_gives_the_same(tmp_path: Path, storage: dict[str, Any]) -
     assert read_source(tmp_path / "a.h5") == Source()
 
 
+def test_numbers_in_other_files_are_refused(tmp_path: Path) -> None:
+    values, labels = rows_of(5)
+    published(tmp_path / "other.h5", values, labels)
+    values.numpy().tofile(tmp_path / "raw")
+    ways: dict[str, Any] = {
+        "external": lambda file: file.create_dataset("all_feats", (5, 7), "f4", external=[(tmp_path / "raw", 0, 140)]),
+        "endless": lambda file: file.create_dataset(
+            "all_feats", data=values, external=[(tmp_path / "raw", 0, h5py.h5f.UNLIMITED)]
+        ),
+        "link": lambda file: file.update({"all_feats": h5py.ExternalLink(tmp_path / "other.h5", "/all_feats")}),
+        "link by a link": lambda file: file.update({
+            "x": h5py.ExternalLink(tmp_path / "other.h5", "/all_feats"), "all_feats": h5py.SoftLink("/x")
+        }),
+        "link in a linked folder": lambda file: file.update({
+            "x": h5py.ExternalLink(tmp_path / "other.h5", "/"), "all_feats": h5py.SoftLink("/x/all_feats")
+        }),
+        "virtual": lambda file: file.create_virtual_dataset(
+            "all_feats", h5py.VirtualLayout((5, 7), "f4")
+        ),
+    }  # fmt: skip
+    for name, make in ways.items():
+        with h5py.File(tmp_path / "a.h5", "w") as file:
+            file["all_labels"], file["count"] = labels, [5]
+            make(file)
+        message = refused(tmp_path / "a.h5", "numbers should be in the file itself")
+        assert "all_feats is" in message, name
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["all_feats"], file["x"], file["count"] = values, labels, [5]
+        file["all_labels"] = h5py.SoftLink("/x")
+    assert len(read_features(tmp_path / "a.h5").labels) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "storage", "said"),
+    [
+        ("all_feats", (10**9, 1000), {"chunks": (1, 1000)}, "no number of it was ever written"),
+        (
+            "all_feats",
+            (10**9, 1000),
+            {"chunks": (1, 1000), "write": 1},
+            "all_feats claims 4,000,000,000,000 bytes, of w",
+        ),
+        ("all_feats", (10**9, 1000), {"chunks": (100, 1000), "write": 1, "compression": "gzip"}, "all_feats claims"),
+        ("all_feats", (10**9, 1000), {}, "no number of it was ever written"),
+        (
+            "all_labels",
+            (12,),
+            {"chunks": (10**8,), "maxshape": (None,), "compression": "gzip"},
+            "all_labels claims 800,000,000 b",
+        ),
+        (
+            "count",
+            (1,),
+            {"chunks": (10**8,), "maxshape": (None,), "compression": "gzip"},
+            "count claims 800,000,000 bytes, of which",
+        ),
+    ],
+)
+def test_sizes_that_the_file_cannot_hold(
+    tmp_path: Path, name: str, shape: tuple[int, ...], storage: dict[str, Any], said: str
+) -> None:
+    """They are refused before memory is asked for."""
+    path, storage = tmp_path / "a.h5", dict(storage)
+    written, rows = storage.pop("write", 0), 12 if shape[0] < 12 else shape[0]
+    with h5py.File(path, "w") as file:
+        for other, form in (("all_feats", (rows, 7)), ("all_labels", (rows,)), ("count", (1,))):
+            if other != name:
+                chunks = None if other == "count" else (1, *form[1:])
+                made = file.create_dataset(other, form, "f4" if other == "all_feats" else "i8", chunks=chunks)
+                made[0] = rows if other == "count" else 0
+        made = file.create_dataset(name, shape, "f4" if name == "all_feats" else "i8", **storage)
+        if written:
+            made[0] = 1
+        if "maxshape" in storage:
+            made.id.write_direct_chunk((0,), b"x\x9c\x03\x00\x00\x00\x00\x01")
+    refused(path, said)
+
+
+def test_a_named_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.h5")
+    refused(tmp_path / "a.h5", "it is not a regular file")
+
+
 def test_other_places_in_the_file(tmp_path: Path) -> None:
     values, _ = rows_of(5)
     labels = np.arange(5, dtype=np.uint8)
@@ -176,10 +259,7 @@ def test_other_places_in_the_file(tmp_path: Path) -> None:
         assert file["all_feats"].id.get_offset() % 4
     with h5py.File(tmp_path / "block.h5", "w", userblock_size=1024) as file:
         file["all_feats"], file["all_labels"], file["count"] = values, labels, 5
-    with h5py.File(tmp_path / "raw.h5", "w") as file:
-        file.create_dataset("all_feats", data=values, external=[(tmp_path / "raw", 0, h5py.h5f.UNLIMITED)])
-        file["all_labels"], file["count"] = labels, [5]
-    for name in ("odd", "block", "raw"):
+    for name in ("odd", "block"):
         assert torch.equal(read_features(tmp_path / f"{name}.h5").values, values)
 
 

@@ -62,7 +62,9 @@ class Adapted:
     after: list[Result] | Verdicts
 
 
-def adapt(data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = ()) -> Adapted:
+def adapt(
+    data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = (), heads: int | None = None
+) -> Adapted:
     """Adapt a backbone to labelled images, and measure on held-out ones what that brings (docs/adapt.md).
 
     The same call goes on with an interrupted run.
@@ -72,11 +74,12 @@ def adapt(data: str | Path, out: str | Path, backbone: str | Path, settings: Ite
         out: run folder.
         backbone: run folder, checkpoint, or weights of another project (docs/weights.md).
         settings: words such as `optim.lr=3e-5`; they go before what is worked out here.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
         SmkdError: wrong settings, data or weights; the message is one line that says what to change.
     """
-    config, held_out = planned(data, out, backbone, settings)
+    config, held_out = planned(data, out, backbone, settings, heads)
     run = launch(config, FewShotValidation() if held_out == "classes" else HeldOutImages())
     best = checkpoint.find(run)
     return Adapted(
@@ -86,14 +89,14 @@ def adapt(data: str | Path, out: str | Path, backbone: str | Path, settings: Ite
 
 
 def planned(
-    data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = ()
+    data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = (), heads: int | None = None
 ) -> tuple[RunConfig, HeldOut]:
     """The run that `adapt` starts with the same arguments, and what it holds out."""
     settings = list(settings)
     _check_settings(settings)
     places = {"data.root": str(data), "out": str(out), "init": str(backbone)}
-    typed = [*_words(places), *settings]
-    state, _ = open_checkpoint(backbone, loading.resolve(RECIPE))
+    typed = [*_words(places), *_words({} if heads is None else {"model.num_heads": heads}), *settings]
+    state, _ = open_checkpoint(backbone, loading.resolve(RECIPE), heads)
     words = [*_words(_of_backbone(state)), *typed]
     config = loading.resolve(RECIPE, words, typed=settings)
     keys = {word.partition("=")[0] for word in typed}

@@ -25,6 +25,7 @@ from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, sha256
 from smkd.interop.load import MARK
+from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
@@ -50,18 +51,21 @@ def distill(config: RunConfig) -> Path:
     return _train(config, "distill")
 
 
-def load(where: str | Path, network: Literal["teacher", "student"] = "teacher") -> VisionTransformer:
+def load(
+    where: str | Path, network: Literal["teacher", "student"] = "teacher", heads: int | None = None
+) -> VisionTransformer:
     """Trained backbone in evaluation mode on the CPU.
 
     Args:
         where: run folder, checkpoint, or weights of another project (docs/weights.md).
         network: which of a checkpoint's two.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
-        CheckpointError: missing, unreadable, or not a ViT of a kind that this package has.
+        CheckpointError: missing, unreadable, with NaN, or not a ViT of a kind that this package has.
     """
     # of the settings only the backbone's matter here, and they come from the weights
-    state, _ = open_checkpoint(where, resolve("folder-pretrain"))
+    state, _ = open_checkpoint(where, resolve("folder-pretrain"), heads)
     return backbone_of(state, str(where), network)[0]
 
 
@@ -105,7 +109,7 @@ class Opened:
 
 def open_features(
     what: str | Path, *, recipe: str | None = None, network: Literal["teacher", "student"] = "teacher",
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Any] | None = None, heads: int | None = None,
 ) -> Opened:  # fmt: skip
     """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
 
@@ -114,6 +118,7 @@ def open_features(
         recipe: whose data and image size 'pixels', 'random' and foreign weights take.
         network: which of a checkpoint's two.
         changes: other settings than the run's own, such as `{"evaluation": {"split": "val"}}`.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
         SmkdError: there is no such source, or a setting does not fit it.
@@ -121,6 +126,8 @@ def open_features(
     given = changes or {}
     name = str(what)
     if Path(name).suffix in FEATURE_SUFFIXES:
+        if heads is not None:
+            raise ConfigError(f"'{name}' is a feature file: --heads {heads} cannot be changed")
         return _open_file(str(expanded(name)), given)
     source: VisionTransformer | Literal["pixels"] = "pixels"
     digest = ""
@@ -131,7 +138,7 @@ def open_features(
         if name == "random":
             source = random_backbone(config)
     else:
-        state, file = open_checkpoint(name, None if recipe is None else resolve(recipe))
+        state, file = open_checkpoint(name, None if recipe is None else resolve(recipe), heads)
         source, config = backbone_of(state, name, network)
         for line in state.get(MARK, []):
             print(line, file=sys.stderr)
@@ -178,6 +185,7 @@ def _check_data(name: str, config: RunConfig) -> None:
 def _stream(source: VisionTransformer | Literal["pixels"], config: RunConfig, protocol: ProtocolConfig) -> Stream:
     if isinstance(source, str):
         return pixel_stream(open_split(config.data, protocol.split), on_error=config.data.on_error)
+    check_finite(source.state_dict(), "backbone")
     device = pick_device(config.accelerator)
     return backbone_features(source.to(device).eval(), config, protocol, device)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from smkd.config.loading import resolve
+from smkd.engine.document import needed
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.features import pool
@@ -38,6 +39,7 @@ def export(
     where: str | Path, to: str, out: str | Path | None = None, *, network: Literal["teacher", "student"] = "teacher",
     image_size: int | None = None, dynamic_size: bool = False, repository: str | None = None,
     license: str | None = None, recipe: str = "folder-pretrain", overwrite: bool = False,
+    heads: int | None = None,
 ) -> Exported:  # fmt: skip
     """Write a backbone for other libraries and programs (docs/export.md).
 
@@ -52,12 +54,13 @@ def export(
         license: identifier of the weights' licence for the model card, such as 'apache-2.0'.
         recipe: settings of weights that bring none, such as the normalisation.
         overwrite: replace what is at `out` even if it is no former export.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
         SmkdError: wrong settings, a place that is taken, or a program that computes something else than the backbone.
     """
     form = form_of(to)
-    state, file = open_checkpoint(where, resolve(recipe))
+    state, file = open_checkpoint(where, resolve(recipe), heads)
     release = _release(state, file, str(where), network, license)
     release = release if image_size is None else release.at(image_size)
     path = expanded(f"{release.about.name}{form.suffix}" if out is None else out)
@@ -70,12 +73,13 @@ def export(
     return Exported(path, report + ([] if repository is None else [f"pushed: {push(path, repository)}"]))
 
 
-def from_pretrained(where: str | Path, revision: str | None = None) -> HubBackbone:
+def from_pretrained(where: str | Path, revision: str | None = None, heads: int | None = None) -> HubBackbone:
     """Backbone of the Hugging Face Hub, in evaluation mode on the CPU.
 
     Args:
         where: 'owner/name'; or a folder or file that `smkd export` wrote.
         revision: branch, tag or commit of the repository.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
         CheckpointError: there is none, it cannot be fetched, or it is not a ViT of a kind that this package has.
@@ -85,7 +89,7 @@ def from_pretrained(where: str | Path, revision: str | None = None) -> HubBackbo
         source = str(expanded(source))
     if not Path(source).exists():
         source = f"{HUB}{source.removeprefix(HUB)}" + ("" if revision is None else f"@{revision}")
-    return HubBackbone.opened(locate(source), str(where))
+    return HubBackbone.opened(locate(source), str(where), heads)
 
 
 def _release(
@@ -98,6 +102,7 @@ def _release(
     else:
         scores: tuple[Score, ...] = ()
         if run is not None and network == "teacher":
+            needed(state, ("step",), where)
             scores = found_scores(run, config, digest=sha256(file), step=int(state["step"]))
         name = _name(where) if run is None else run.resolve().name
         about = Settings(name=name, network=network, config=config, scores=scores, source=_source(state))

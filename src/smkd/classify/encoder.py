@@ -6,26 +6,28 @@ import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
-from smkd.classify.storage import WEIGHTS
+from smkd.classify.storage import WEIGHTS, settings_fault
 from smkd.config.loading import resolve
 from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
-from smkd.config.section import Positive
 from smkd.data.datasets import DatasetSpec, configured_spec
 from smkd.data.processes import allowed
 from smkd.engine.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
-from smkd.errors import ConfigError
+from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import cores
+from smkd.interop.architecture import check_described
 from smkd.interop.load import MARK
+from smkd.models.finite import check_finite
 from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
 from smkd.progress import Track
@@ -37,7 +39,11 @@ WORKERS_FROM, MOST_WORKERS = 256, 16
 """Fewer images are read before processes for it would have started."""
 SMALL = 5e7
 """Products for an image, parameters times patches, below which a network gains nothing from threads."""
-Channels = tuple[float, float, float]
+MOST_SIDE = 2**14
+"""Pixels; an image of more would not fit into memory."""
+Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class EncoderConfig(Section):
@@ -52,21 +58,36 @@ class EncoderConfig(Section):
     """
 
     model: ModelConfig | None = None
-    resize: Positive = PIXEL_SIDE
-    crop: Positive = PIXEL_SIDE
-    mean: Channels = (0.5, 0.5, 0.5)
-    std: Channels = (1.0, 1.0, 1.0)
+    resize: Side = PIXEL_SIDE
+    crop: Side = PIXEL_SIDE
+    mean: tuple[Finite, Finite, Finite] = (0.5, 0.5, 0.5)
+    std: tuple[Above0, Above0, Above0] = (1.0, 1.0, 1.0)
     features: FeaturesConfig = FeaturesConfig()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
 
+    @model_validator(mode="after")
+    def _check(self) -> EncoderConfig:
+        if self.model is not None and self.crop % self.model.patch_size:
+            raise ValueError(f"crop={self.crop} is no whole number of patches of {self.model.patch_size}")
+        if self.crop > self.resize:
+            raise ValueError(f"crop={self.crop} is larger than resize={self.resize}")
+        return self
+
     @staticmethod
     def of_run(config: RunConfig, model: ModelConfig) -> EncoderConfig:
-        """What `smkd eval` does to the images of a run."""
+        """What `smkd eval` does to the images of a run.
+
+        Raises:
+            ConfigError: its image size is not one for this backbone.
+        """
         spec, protocol = configured_spec(config.data), config.evaluation
-        return EncoderConfig(
-            model=model, resize=protocol.resize, crop=protocol.crop, mean=spec.mean, std=spec.std,
-            features=config.features, precision=config.precision,
-        )  # fmt: skip
+        try:
+            return EncoderConfig(
+                model=model, resize=protocol.resize, crop=protocol.crop, mean=spec.mean, std=spec.std,
+                features=config.features, precision=config.precision,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise ConfigError(f"evaluation: {settings_fault(error)}") from error
 
 
 class Encoded(NamedTuple):
@@ -94,6 +115,7 @@ class Encoder:
 
     Raises:
         ConfigError: the accelerator is not there.
+        CheckpointError: a weight is NaN or infinite.
     """
 
     def __init__(
@@ -102,6 +124,8 @@ class Encoder:
     ) -> None:  # fmt: skip
         self.config, self.report = config, list(report)
         self.device = pick_device(accelerator)
+        if backbone is not None:
+            check_finite(backbone.state_dict(), "backbone")
         self.backbone = None if backbone is None else backbone.to(self.device).eval()
 
     @property
@@ -150,13 +174,29 @@ class Encoder:
         return self.config.model_dump(mode="json"), kept
 
     @staticmethod
-    def restored(settings: Any, tensors: dict[str, Tensor], accelerator: str = "auto") -> Encoder:
-        """From what `saved` gave; raises `ValueError` or `RuntimeError` where these do not fit together."""
-        config = EncoderConfig.model_validate(settings)
+    def restored(
+        settings: Any, tensors: dict[str, Tensor], accelerator: str = "auto", where: str = "encoder"
+    ) -> Encoder:
+        """From what `saved` gave; `where` is what messages call it.
+
+        Raises:
+            CheckpointError: settings are missing or wrong, or do not fit the weights.
+        """
+        try:
+            config = EncoderConfig.model_validate(settings)
+        except ValidationError as error:
+            raise CheckpointError(f"'{where}': encoder: {settings_fault(error)}") from error
         if config.model is None:
             return Encoder(config, None, accelerator=accelerator)
+        weights = {k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)}
+        # before a network of these sizes is made
+        check_described(weights, config.model, where)
         backbone = VisionTransformer.from_config(config.model)
-        backbone.load_state_dict({k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)})
+        backbone.load_state_dict(weights)
+        if config.features.blocks > len(backbone.blocks):
+            raise CheckpointError(
+                f"'{where}': encoder: features.blocks={config.features.blocks}, but it has {len(backbone.blocks)}"
+            )
         return Encoder(config, backbone, accelerator=accelerator)
 
     @contextmanager
@@ -185,7 +225,7 @@ class Encoder:
 
 def open_encoder(
     backbone: str | Path | VisionTransformer | Encoder, recipe: str | RunConfig | None = None,
-    accelerator: str = "auto",
+    accelerator: str = "auto", heads: int | None = None,
 ) -> Encoder:  # fmt: skip
     """Encoder of a backbone.
 
@@ -195,11 +235,14 @@ def open_encoder(
         recipe: whose image size, normalisation and pooling a network takes, or weights that bring none (default
             'folder-pretrain'); not looked at where a checkpoint brings its own.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
-        CheckpointError: missing, unreadable, or no ViT of a kind that this package has.
+        CheckpointError: missing, unreadable, with NaN, or no ViT of a kind that this package has.
         ConfigError: a network without a recipe, or an unknown recipe.
     """
+    if heads is not None and (isinstance(backbone, Encoder | VisionTransformer) or str(backbone) == PIXELS):
+        raise ConfigError(f"heads={heads} is for files of weights, which do not say how many they have")
     if isinstance(backbone, Encoder):
         return backbone
     if isinstance(backbone, VisionTransformer):
@@ -213,7 +256,7 @@ def open_encoder(
     if str(backbone) == PIXELS:
         return Encoder(EncoderConfig(), None, accelerator=accelerator)
     base = recipe if isinstance(recipe, RunConfig) else resolve(recipe or FOREIGN_RECIPE)
-    state, _ = open_checkpoint(backbone, base)
+    state, _ = open_checkpoint(backbone, base, heads)
     network, config = backbone_of(state, str(backbone), "teacher")
     settings = EncoderConfig.of_run(config, config.model)
     return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -9,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
@@ -21,6 +22,7 @@ from smkd.classify.known import Familiarities, Known, familiarity
 from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, left_out, temperature
 from smkd.classify.pictures import InputError, as_pictures
 from smkd.config.schema import RunConfig, Section
+from smkd.config.section import Count
 from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.fewshot.features import check_finite, plain
 from smkd.fewshot.head import Learned
@@ -31,6 +33,11 @@ from smkd.models.vit import VisionTransformer
 KIND = "classifier"
 PARTS = {"own": torch.bool, "known": torch.float64, "strange": torch.float64}
 """What a file holds of `LeftOutAccuracy` besides labels and classes."""
+CONTROL = ("Cc", "Zl", "Zp")
+"""Categories of Unicode that end a line or steer a terminal."""
+MOST_BYTES = 2**23
+"""Of the names of all classes."""
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Settings(Section):
@@ -39,12 +46,36 @@ class _Settings(Section):
     encoder: dict[str, Any] | None
     head: str
     chosen: str
-    seed: int
-    temperature: Annotated[FiniteFloat, Field(gt=0)]
-    known: tuple[FiniteFloat, FiniteFloat] | None
-    left_out: tuple[int, int]
-    classes: list[bool | int | float | str]
-    label_type: str
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
+    temperature: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    known: tuple[Finite, Finite] | None
+    left_out: tuple[Count, Count]
+    classes: Annotated[list[bool | int | float | str], Field(min_length=2)]
+    label_type: Annotated[str, Field(pattern=r"^([<>=|]?[biufSU][0-9]{1,6}|[|]O)$")]
+
+    @model_validator(mode="after")
+    def _check(self) -> _Settings:
+        if self.left_out[0] > self.left_out[1]:
+            raise ValueError(f"left_out: {self.left_out[0]} of {self.left_out[1]} images cannot be right")
+        for name in self.classes:
+            if isinstance(name, str) and any(unicodedata.category(sign) in CONTROL for sign in name):
+                raise ValueError(f"class {name[:40]!r}: a name should be one line without control characters")
+        self.class_array()
+        return self
+
+    def class_array(self) -> NDArray[Any]:
+        """The classes with their type; raises `ValueError` where they are not of it."""
+        kind = np.dtype(self.label_type)
+        if kind.itemsize * len(self.classes) > MOST_BYTES:
+            raise ValueError(f"label_type: {self.label_type} for {len(self.classes)} classes")
+        try:
+            found = np.array(self.classes, dtype=kind)
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ValueError(f"classes are not of type {self.label_type}") from error
+        texts = found.astype(str) if kind.kind == "S" else found
+        if texts.tolist() != self.classes:
+            raise ValueError(f"classes are not of type {self.label_type}")
+        return found
 
 
 class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -68,6 +99,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe: whose image size and normalisation a network takes, or weights that bring none.
         seed: of heads that draw.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Attributes:
         classes_: sorted labels.
@@ -83,13 +115,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self, backbone: str | Path | VisionTransformer | Encoder | None = None, head: str = "prototype", *,
-        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto",
+        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto", heads: int | None = None,
     ) -> None:  # fmt: skip
         self.backbone = backbone
         self.head = head
         self.recipe = recipe
         self.seed = seed
         self.accelerator = accelerator
+        self.heads = heads
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
         """Learn from images or features X and their labels y, [n]; forgets what was learned before.
@@ -102,7 +135,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         check_head(self.head)
         self.encoder_: Encoder | None = (
-            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator)
+            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator, self.heads)
         )
         features, labels = self._checked(X, y, reset=True)
         self._learn(features, labels)
@@ -181,7 +214,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Write everything, the backbone included, into one file (`smkd.classify.storage`).
 
         Raises:
-            CheckpointError: it cannot be written.
+            CheckpointError: it cannot be written, or a class has a name of more than one line.
         """
         check_is_fitted(self, "support_")
         encoder, tensors = (None, {}) if self.encoder_ is None else self.encoder_.saved()
@@ -190,11 +223,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         tensors |= {
             f"left_out.{part}": torch.tensor(getattr(self.left_out_, part), dtype=kind) for part, kind in PARTS.items()
         }
-        settings = _Settings(
-            encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
-            known=self.known_, left_out=(self.left_out_.right, self.left_out_.images), classes=self.classes_.tolist(),
-            label_type=self.classes_.dtype.str,
-        )  # fmt: skip
+        try:
+            settings = _Settings(
+                encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
+                known=self.known_, left_out=(self.left_out_.right, self.left_out_.images),
+                classes=self.classes_.tolist(), label_type=self.classes_.dtype.str,
+            )  # fmt: skip
+        except ValidationError as error:
+            raise CheckpointError(f"cannot write '{path}': {storage.settings_fault(error)}") from error
         storage.write(expanded(path), KIND, settings.model_dump(mode="json"), tensors)
 
     @classmethod
@@ -207,19 +243,24 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         values, tensors = storage.read(expanded(path), KIND)
         try:
             settings = _Settings.model_validate(values)
-            encoder = None
-            if settings.encoder is not None:
-                encoder = Encoder.restored(settings.encoder, tensors, accelerator)
-            support, labels = tensors["support"].float(), tensors["labels"].long()
-            check_finite(support.flatten(1), f"'{path}': support")
-            classes = np.array(settings.classes, dtype=np.dtype(settings.label_type))
-            if support.ndim != 2 or not torch.equal(labels.unique(), torch.arange(len(classes))):
-                raise ValueError("the labels are not those of the classes")
-            if len(support) != len(labels) or (encoder is not None and encoder.dim != support.shape[1]):
-                raise ValueError("the features are not those of the backbone")
-            left = _left_out(tensors, classes, labels)
-        except (KeyError, TypeError, ValidationError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
+            make_head(settings.chosen, torch.zeros(1))
+            check_head(settings.head)
+        except ValidationError as error:
+            raise CheckpointError(f"'{path}': {storage.settings_fault(error)}; make it again") from error
+        except ConfigError as error:
+            raise CheckpointError(f"'{path}': {error}; make it again") from error
+        encoder = None
+        if settings.encoder is not None:
+            encoder = Encoder.restored(settings.encoder, tensors, accelerator, str(path))
+        support = storage.tensor(tensors, "support", torch.float32, 2, path)
+        labels = storage.tensor(tensors, "labels", torch.int64, 1, path)
+        classes = settings.class_array()
+        if len(support) != len(labels) or not torch.equal(labels.unique(), torch.arange(len(classes))):
+            raise CheckpointError(f"'{path}': its labels are not those of its classes; make it again")
+        if not support.shape[1] or (encoder is not None and encoder.dim != support.shape[1]):
+            raise CheckpointError(f"'{path}': its features are not those of its backbone; make it again")
+        check_finite(support, f"'{path}': support")
+        left = _left_out(tensors, classes, labels, path)
         loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
         loaded.encoder_ = encoder
         loaded._keep(support, labels, classes, settings.chosen)
@@ -294,17 +335,21 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return found
 
 
-def _left_out(tensors: dict[str, Tensor], classes: NDArray[Any], labels: Tensor) -> LeftOutAccuracy | None:
-    """From the tensors of a file; raises `KeyError` or `ValueError` where they do not fit. None if there are none."""
+def _left_out(
+    tensors: dict[str, Tensor], classes: NDArray[Any], labels: Tensor, path: str | Path
+) -> LeftOutAccuracy | None:
+    """From the tensors of a file; None if there are none. Raises `CheckpointError` where they do not fit."""
     if "left_out.own" not in tensors:
         return None
-    parts = {part: tuple(tensors[f"left_out.{part}"].to(kind).tolist()) for part, kind in PARTS.items()}
+    parts = {
+        part: tuple(storage.tensor(tensors, f"left_out.{part}", kind, 1, path).tolist()) for part, kind in PARTS.items()
+    }
     spare = int((labels.bincount()[labels] > 1).sum())
     wanted = {"own": spare, "known": spare, "strange": len(labels) if spare and len(classes) > 2 else 0}
     if {part: len(values) for part, values in parts.items()} != wanted:
-        raise ValueError("the left-out images are not those of the support")
+        raise CheckpointError(f"'{path}': its left-out images are not those of the support; make it again")
     if not all(0 <= chance <= 1 for chance in parts["known"] + parts["strange"]):
-        raise ValueError("the chances are none")
+        raise CheckpointError(f"'{path}': its chances of left-out images are none; make it again")
     return LeftOutAccuracy(tuple(map(str, classes)), tuple(labels.tolist()), **parts)
 
 

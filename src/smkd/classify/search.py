@@ -79,12 +79,10 @@ class ImageIndex:
             DataError: features that are not finite.
         """
         settings, tensors = storage.read(expanded(path), KIND)
-        try:
-            encoder = Encoder.restored(settings["encoder"], tensors, accelerator)
-            features = tensors["features"].numpy()
-            names = [os.fsdecode(name) for name in tensors["names"].numpy().tobytes().split(b"\0")]
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise CheckpointError(f"'{path}': its parts do not fit together; make it again") from error
+        encoder = Encoder.restored(settings.get("encoder"), tensors, accelerator, str(path))
+        features = storage.tensor(tensors, "features", torch.float32, 2, path).numpy()
+        packed = storage.tensor(tensors, "names", torch.uint8, 1, path).numpy()
+        names = [os.fsdecode(name) for name in packed.tobytes().split(b"\0")]
         if features.shape != (len(names), encoder.dim):
             raise CheckpointError(
                 f"'{path}': features are {list(features.shape)}, expected {[len(names), encoder.dim]}; make it again"

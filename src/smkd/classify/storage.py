@@ -6,9 +6,12 @@ A `.smkd` file is a safetensors file like any other; its metadata has the one ke
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -16,6 +19,8 @@ from torch import Tensor
 from smkd import __version__
 from smkd.errors import CheckpointError
 from smkd.files import explained, written_aside
+from smkd.interop import jsontext
+from smkd.models.finite import check_finite, weight_fault
 
 KEY = "smkd"
 FORMAT = 1
@@ -41,7 +46,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Settings and tensors of a file that `write` made.
 
     Raises:
-        CheckpointError: missing, cut short, of another kind, or with weights that are not finite.
+        CheckpointError: missing, cut short, of another kind, or with a tensor that is not finite; names it.
     """
     if not path.is_file():
         there = "is a folder" if path.is_dir() else "does not exist"
@@ -49,17 +54,48 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            header = json.loads(metadata[KEY]) if KEY in metadata else None
+            header = jsontext.parsed(metadata[KEY]) if KEY in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    # types that this PyTorch does not have end in the last two
+    except (OSError, SafetensorError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"cannot read '{path}': cut short, or not a file of `{MAKERS[kind]}`") from error
-    found = MAKERS.get(header.get("kind", "")) if isinstance(header, dict) else None
-    if not isinstance(header, dict) or found != MAKERS[kind]:
-        made = f"was made by `{found}`" if found else "holds other tensors"
+    found = header.get("kind") if isinstance(header, dict) else None
+    if not isinstance(header, dict) or found != kind:
+        made = f"was made by `{MAKERS[found]}`" if isinstance(found, str) and found in MAKERS else "holds other tensors"
         raise CheckpointError(f"'{path}' {made}; expected a file of `{MAKERS[kind]}`")
-    for name, tensor in tensors.items():
-        if name.startswith(WEIGHTS) and not tensor.isfinite().all():
-            raise CheckpointError(f"'{path}': the weights '{name}' are NaN or infinite; make it again from good ones")
     if header.get("format") != FORMAT:
-        raise CheckpointError(f"'{path}' is of format {header.get('format')}; this smkd reads {FORMAT}")
-    return header["settings"], tensors
+        raise CheckpointError(f"'{path}' is of format {str(header.get('format'))[:40]}; this smkd reads {FORMAT}")
+    settings = header.get("settings")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"'{path}': its settings are missing; make it again")
+    for name, value in tensors.items():
+        if value.is_floating_point():
+            if fault := weight_fault(value):
+                raise CheckpointError(f"'{path}': {name} is {fault}")
+            check_finite({name: value}, str(path))
+    return settings, tensors
+
+
+def tensor(tensors: Mapping[str, Tensor], name: str, kind: torch.dtype, axes: int, path: str | Path) -> Tensor:
+    """A tensor that a file must hold.
+
+    Raises:
+        CheckpointError: it is missing, or of another type or number of axes.
+    """
+    value = tensors.get(name)
+    if value is None:
+        raise CheckpointError(f"'{path}': {name} is missing; make it again")
+    if value.dtype != kind or value.ndim != axes:
+        wanted = f"{str(kind).removeprefix('torch.')} with {axes} axes"
+        found = f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+        raise CheckpointError(f"'{path}': {name} is {found}, expected {wanted}; make it again")
+    return value
+
+
+def settings_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with settings, in a line."""
+    first = error.errors(include_input=False, include_url=False)[0]
+    place = ".".join(map(str, first["loc"]))[:120]
+    if first["type"] == "missing":
+        return f"{place} is missing"
+    return f"{place}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")

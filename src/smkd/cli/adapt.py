@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import RUN
 from smkd.cli.training import Overrides
 from smkd.cli.verb import is_first_rank, verb
@@ -26,12 +27,13 @@ def adapt(
             metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, or hf:owner/name."
         ),
     ],
+    heads: AttentionHeads = None,
     settings: Overrides = None,
 ) -> None:
     """Phase 2 on your own few images from any backbone, and whether held-out images gain. The same command resumes."""
     from smkd.adaptation import adapt
 
-    adapted = adapt(data, out, backbone, settings or [])
+    adapted = adapt(data, out, backbone, settings or [], heads)
     if is_first_rank():
         for line in [*report(adapted), *next_commands(adapted, data)]:
             typer.echo(line)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from smkd.cli.classify import Backbone, Recipe
+from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.verb import verb
 
 
@@ -19,6 +20,7 @@ def app(
     ] = None,
     backbone: Backbone = "pixels",
     recipe: Recipe = None,
+    heads: AttentionHeads = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
@@ -29,7 +31,7 @@ def app(
 
     check_gradio()
     check_port(host, port)
-    encoder = open_encoder(backbone, recipe)
+    encoder = open_encoder(backbone, recipe, heads=heads)
     for line in encoder.report:
         typer.echo(line)
     about = "No network, only plain colours: `--backbone` gives one."

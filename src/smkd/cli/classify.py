@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
 from smkd.cli.verb import verb
 from smkd.data.class_split import listed
@@ -45,8 +46,11 @@ def fit(
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
     ] = "auto",
     recipe: Recipe = None,
+    heads: AttentionHeads = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write here what was learned and how well it does.")
+        Path | None,
+        typer.Option("--json", help="Also write here what was learned and how well it does; - prints it."),
+        JSON,
     ] = None,
 ) -> None:
     """Make a classifier from a few images per class."""
@@ -59,7 +63,7 @@ def fit(
     if len(images.class_names) < 2:
         raise DataError(f"'{support}' holds one class, '{images.class_names[0]}'; a classifier needs at least two")
     check_head(head)
-    encoder = open_encoder(backbone, recipe)
+    encoder = open_encoder(backbone, recipe, heads=heads)
     _say(encoder.report)
     paths = [images.name(index) for index in range(len(images))]
     classifier = FewShotClassifier(encoder, head)
@@ -114,6 +118,7 @@ def index(
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd."), INDEX],
     backbone: Backbone,
     recipe: Recipe = None,
+    heads: AttentionHeads = None,
 ) -> None:
     """Keep the features of a folder's images, to search them by an image; exit code 1 if some could not be read."""
     from smkd.classify.encoder import open_encoder
@@ -121,7 +126,7 @@ def index(
     from smkd.classify.search import ImageIndex
 
     paths = listed_images([folder])
-    encoder = open_encoder(backbone, recipe)
+    encoder = open_encoder(backbone, recipe, heads=heads)
     _say(encoder.report)
     encoded = _some(encoder, paths)
     ImageIndex(encoder, encoded.values, [str(paths[row]) for row in encoded.rows]).save(out)

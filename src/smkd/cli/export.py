@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli.fewshot import Network
+from smkd.cli.fewshot import AttentionHeads, Network
 from smkd.cli.output import EXPORT
 from smkd.cli.verb import verb
 
@@ -40,6 +40,7 @@ def export(
     recipe: Annotated[
         str, typer.Option(help="Settings of weights that bring none, such as the normalisation.")
     ] = "folder-pretrain",
+    heads: AttentionHeads = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there, even if it is no former export.")
     ] = False,
@@ -50,7 +51,7 @@ def export(
 
     written = publishing.export(
         run, to, out, network=network.value, image_size=image_size, dynamic_size=dynamic_size, repository=repo,
-        license=license, recipe=recipe, overwrite=overwrite,
+        license=license, recipe=recipe, overwrite=overwrite, heads=heads,
     )  # fmt: skip
     for line in written.report:
         console.print(line, markup=False)

@@ -73,6 +73,10 @@ HEADS = (
 )
 Data = Annotated[Path | None, typer.Option(help="Data folder, if it is not the run's own.")]
 Recipe = Annotated[str | None, typer.Option(help="Settings for 'pixels', 'random' and weights of other projects.")]
+AttentionHeads = Annotated[
+    int | None,
+    typer.Option("--heads", min=1, help="Attention heads of weights of another project, which may not say how many."),
+]
 SplitName = Annotated[Split | None, typer.Option(help="Split whose classes are measured.")]
 Resize = Annotated[int | None, typer.Option(help="Shorter side in pixels before the crop.")]
 Crop = Annotated[int | None, typer.Option(help="Side of the centre crop in pixels.")]
@@ -106,6 +110,7 @@ def features(
     out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write."), FEATURES],
     data: Data = None,
     recipe: Recipe = None,
+    attention_heads: AttentionHeads = None,
     split: SplitName = None,
     blocks: Annotated[int | None, typer.Option(help="How many last blocks contribute.")] = None,
     part: Annotated[list[Part] | None, typer.Option(help="Tokens that make the feature; may be repeated.")] = None,
@@ -124,7 +129,7 @@ def features(
     changes = _changes(split, data, resize, crop, accelerator)
     changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
     changes["precision"] = precision and precision.value
-    opened = api.open_features(model, recipe=recipe, network=network.value, changes=changes)
+    opened = api.open_features(model, recipe=recipe, network=network.value, changes=changes, heads=attention_heads)
     stream = opened.stream
     if stream is None:
         raise ConfigError(f"'{model}' is a feature file already")
@@ -150,6 +155,7 @@ def evaluate(
     ],
     data: Data = None,
     recipe: Recipe = None,
+    attention_heads: AttentionHeads = None,
     split: SplitName = None,
     protocol: Protocol = None,
     way: Annotated[list[int] | None, typer.Option(help="Classes per episode; may be repeated.")] = None,
@@ -179,7 +185,7 @@ def evaluate(
     from smkd.viz import measured
 
     changes = _changes(split, data, resize, crop, accelerator)
-    opened = [api.open_features(source, recipe=recipe, changes=changes) for source in sources]
+    opened = [api.open_features(source, recipe=recipe, changes=changes, heads=attention_heads) for source in sources]
     given = {
         "shots": tuple(shot) if shot else None, "query": query, "query_dirichlet": query_dirichlet,
         "episodes": episodes, "seed": seed,
@@ -212,6 +218,7 @@ def compare(
     ],
     data: Data = None,
     recipe: Recipe = None,
+    attention_heads: AttentionHeads = None,
     split: SplitName = None,
     protocol: Protocol = None,
     way: Annotated[int | None, typer.Option(help="Classes per episode.")] = None,
@@ -241,7 +248,7 @@ def compare(
             f"compare takes two sources, or one source and two heads, not {len(sources)} and {len(heads)}"
         )
     changes = _changes(split, data, resize, crop, accelerator)
-    opened = [api.open_features(source, recipe=recipe, changes=changes) for source in sources]
+    opened = [api.open_features(source, recipe=recipe, changes=changes, heads=attention_heads) for source in sources]
     values = [_placed(each.features(), accelerator) for each in opened]
     check_same_images(values[0], values[-1])
     given = {

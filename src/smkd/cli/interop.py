@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli.fewshot import Network
+from smkd.cli.fewshot import AttentionHeads, Network
 from smkd.cli.output import CHECKPOINT, RECIPE, write_text
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError
@@ -30,7 +30,7 @@ def import_(
     recipe: Annotated[
         str, typer.Option(help="Settings that weights do not decide, such as the data.")
     ] = "folder-pretrain",
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, if not channels / 64.")] = None,
+    heads: AttentionHeads = None,
     allow_missing: Annotated[
         list[str] | None,
         typer.Option("--allow-missing", help="Backbone weight that the file may lack; may be repeated."),
@@ -53,7 +53,7 @@ def import_(
         raise ConfigError(f"'{source}' is a checkpoint of smkd already; every verb takes it as it is")
     state = load.imported(
         content, source, base, network=None if network is None else network.value,
-        heads=heads or fetching.heads_beside(file), allow_missing=allow_missing or (),
+        heads=heads, beside=file, allow_missing=allow_missing or (),
     )  # fmt: skip
     for line in state[load.MARK]:
         console.print(line, markup=False)

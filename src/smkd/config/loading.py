@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import reprlib
 import sys
 from collections.abc import Iterable, Mapping, Set
 from importlib import resources
@@ -13,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from smkd import registry
+from smkd.config import yamltext
 from smkd.config.durations import shortened
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.config.unused import check_used
@@ -26,6 +28,8 @@ MACHINE_KEYS = frozenset((
 ))  # fmt: skip
 PLACES = frozenset(("data.root", "data.split_file", "init"))
 """Paths: the same place by another path is the same."""
+SHOWN = 200
+"""Characters of a value that a message shows."""
 KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""
 
@@ -49,7 +53,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_summary(name: str) -> str:
     """One line that says what a recipe is for."""
-    return str(_parse(recipe_text(name), name).get("summary", ""))
+    return str(yamltext.mapping(recipe_text(name), name).get("summary", ""))
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
@@ -57,26 +61,41 @@ def load_recipe(recipe: str) -> dict[str, Any]:
 
     Args:
         recipe: name of a recipe of the package, or the path of a YAML file.
+
+    Raises:
+        ConfigError: there is none, it is no recipe, or it extends itself.
     """
-    return _load(recipe)[0]
+    return _load(recipe, ())[0]
 
 
-def _load(recipe: str) -> tuple[dict[str, Any], set[str]]:
-    """Settings of a recipe, and the dotted keys of those that stand in files and not in recipes of the package."""
+def _load(recipe: str, inner: tuple[str, ...]) -> tuple[dict[str, Any], set[str]]:
+    """Settings of a recipe, and the dotted keys of those that stand in files and not in recipes of the package.
+
+    Args:
+        recipe: as above.
+        inner: recipes that extend it, one the next.
+    """
     is_file = recipe.endswith((".yaml", ".yml"))
     recipe = str(expanded(recipe)) if is_file else recipe
     if is_file and not Path(recipe).is_file():
         raise ConfigError(f"recipe file '{recipe}' does not exist")
-    text = Path(recipe).read_text(encoding="utf-8") if is_file else recipe_text(recipe)
-    values = _parse(text, recipe)
+    place = str(Path(recipe).resolve()) if is_file else recipe
+    if place in inner:
+        raise ConfigError(
+            f"recipe '{recipe}' extends itself{f' by way of {Path(inner[-1]).name}' * (inner[-1] != place)}"
+        )
+    values = yamltext.mapping(yamltext.text_of(Path(recipe)) if is_file else recipe_text(recipe), recipe)
     values.pop("summary", None)
     parent = values.pop("extends", None)
     own = set(_flat(values)) if is_file else set()
     if parent is None:
         return values, own
+    if not isinstance(parent, str):
+        raise ConfigError(f"'{recipe}': extends={_shown(parent)}: should be the name of a recipe or file")
     # a file may extend its neighbour by a relative path
-    beside = Path(recipe).parent / str(parent)
-    base, of_parent = _load(str(beside) if is_file and beside.is_file() else str(parent))
+    beside = Path(recipe).parent / parent
+    found = str(beside) if is_file and beside.is_file() else parent
+    base, of_parent = _load(found, (*inner, place))
     return _merged(base, values), own | of_parent
 
 
@@ -98,7 +117,7 @@ def resolve(
         ConfigError: unknown recipe, key, a value that does not fit, or a typed one that has no effect; one line that
             names it.
     """
-    values, given = _load(recipe)
+    values, given = _load(recipe, ())
     overrides = list(overrides)
     for word in overrides:
         values = _merged(values, _read_word(word))
@@ -119,9 +138,9 @@ def _read_word(word: str) -> dict[str, Any]:
         raise ConfigError(f"'{word}' is not of the form key=value")
     try:
         # YAML's null, but here the home folder
-        value = text if text == "~" else yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{key}: '{text}' is not a value") from error
+        value = text if text == "~" else yamltext.value(text)
+    except ValueError as error:
+        raise ConfigError(f"{key}: '{_shown(text)}' is not a value: {error}") from error
     if key == "data" and not isinstance(value, dict):
         key = "data.root"
     return _nested(key.split("."), value)
@@ -180,11 +199,16 @@ def dump(config: RunConfig) -> str:
 
 
 def load(path: Path) -> RunConfig:
-    """Read a configuration written by `dump`."""
+    """Read a configuration written by `dump`.
+
+    Raises:
+        ConfigError: it cannot be read, is no YAML, or holds a key or value that does not fit; names the file.
+    """
     try:
-        return check(_parse(path.read_text(encoding="utf-8"), str(path)))
-    except OSError as error:
-        raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
+        return check(yamltext.mapping(yamltext.text_of(path), str(path)))
+    except ConfigError as error:
+        told = str(error)
+        raise ConfigError(told if str(path) in told else f"'{path}': {told}") from error
 
 
 def differences(old: RunConfig, new: RunConfig) -> list[str]:
@@ -201,18 +225,6 @@ def _same(key: str, before: Any, after: Any) -> bool:
     if key in PLACES and before is not None and after is not None:
         before, after = os.path.realpath(before), os.path.realpath(after)
     return bool(before == after)
-
-
-def _parse(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where is not None else ""
-        raise ConfigError(f"'{name}'{line} is not valid YAML") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"'{name}' must hold keys and values")
-    return values
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -255,13 +267,26 @@ def _explain(error: ValidationError) -> str:
     if first["type"] == "missing":
         return f"'{key}' is missing"
     if first["type"] == "model_type":
-        return f"{key}={first['input']}: should be a group of settings ({', '.join(_fields_at(path))})"
+        return f"{key}={_shown(first['input'])}: should be a group of settings ({', '.join(_fields_at(path))})"
     # a value that may be one of several kinds fails once for each
     same = [first, *(other for other in others if _key(other["loc"]) == key)]
     message = " or ".join(dict.fromkeys(_lowered(entry["msg"]) for entry in same))
     if not key:
         return message
-    return f"{key}: {message}" if isinstance(first["input"], dict | BaseModel) else f"{key}={first['input']}: {message}"
+    return (
+        f"{key}: {message}"
+        if isinstance(first["input"], dict | BaseModel)
+        else f"{key}={_shown(first['input'])}: {message}"
+    )
+
+
+def _shown(value: Any) -> str:
+    """A value as it was typed, on one line; one that is long or nested is cut."""
+    if isinstance(value, bool | int | float | str | None):
+        text = str(value)
+        text = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        return text if text.isprintable() else repr(text)
+    return reprlib.repr(value)
 
 
 def _key(location: tuple[int | str, ...]) -> str:

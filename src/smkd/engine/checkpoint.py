@@ -10,14 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from smkd.engine.document import checked
 from smkd.errors import CheckpointError
+from smkd.interop import reading
 
 FORMAT = 1
 NO_SPACE = 2**20
@@ -90,14 +91,11 @@ def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without executing anything in it.
 
     Raises:
-        CheckpointError: missing, unreadable, or not one of ours.
+        CheckpointError: missing, unreadable, not one of ours, or damaged (`smkd.engine.document`).
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"checkpoint '{path}' does not exist") from error
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"cannot read '{path}': damaged, or not a checkpoint of smkd") from error
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
+    if not path.exists():
+        raise CheckpointError(f"checkpoint '{path}' does not exist")
+    state = reading.read(path)
+    if state.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not a checkpoint of smkd (format {FORMAT})")
-    return state
+    return checked(state, str(path))

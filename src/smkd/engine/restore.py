@@ -10,34 +10,43 @@ from torch import nn
 from smkd.config import loading
 from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
+from smkd.engine.document import RESUMED, checked, checked_optimizer, needed
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
 from smkd.interop import fetching, header, load, reading
+from smkd.interop.architecture import Architecture, check_described
+from smkd.interop.attention import check_heads
 from smkd.models.vit import VisionTransformer
 
 
-def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[dict[str, Any], Path]:
+def open_checkpoint(
+    where: str | Path, base: RunConfig | None = None, heads: int | None = None
+) -> tuple[dict[str, Any], Path]:
     """A checkpoint of ours, or the weights of another project as one; and the file that was read.
 
     Args:
         where: run folder, file, folder with weights, URL with its checksum, or `hf:owner/name`.
         base: settings to go with foreign weights, which bring none.
+        heads: number of attention heads of foreign weights, where the user says it.
 
     Raises:
-        CheckpointError: missing, unreadable, no ViT, or foreign, not of `smkd export`, where `base` is None.
+        CheckpointError: missing, unreadable, damaged, not finite, no ViT, or foreign, not of `smkd export`, where
+            `base` is None.
     """
     source = str(where if fetching.is_remote(str(where)) else expanded(where))
     ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
     file = checkpoint.find(Path(source)) if ours else fetching.locate(source)
     content = reading.read(file)
     if is_ours(content):
+        content = checked(content, str(file))
+        check_heads(heads, Architecture.of(loading.check(content["config"]).model).num_heads, source)
         return content, file
     if base is None and header.KEY not in content:
         raise CheckpointError(
             f"'{source}' is not a checkpoint of smkd; foreign weights need --recipe, or `smkd import`"
         )
-    return load.imported(content, source, base, heads=fetching.heads_beside(file)), file
+    return load.imported(content, source, base, heads=heads, beside=file), file
 
 
 def is_ours(content: dict[str, Any]) -> bool:
@@ -54,6 +63,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     Raises:
         CheckpointError: names or shapes do not fit this configuration.
     """
+    needed(state, RESUMED if optimizer and load.MARK not in state else RESUMED[:3], "checkpoint")
     parts: list[tuple[str, nn.Module]] = [
         ("student", learner.pair.student), ("teacher", learner.pair.teacher), ("objective", learner.objective)
     ]  # fmt: skip
@@ -83,11 +93,13 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
             )
         module.load_state_dict({key: value for key, value in given.items() if key not in fresh}, strict=False)
     if optimizer:
-        try:
-            learner.optimizer.load_state_dict(state["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"the checkpoint's optimiser state does not fit this run: {error}") from error
-        learner.scaler.load_state_dict(state["scaler"])
+        groups = [group["params"] for group in learner.optimizer.param_groups]
+        scaled = learner.scaler.is_enabled()
+        moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
+        # rates and the like are this run's own
+        learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), **moments})
+        if scaled and scale:  # empty where the run went on in another precision
+            learner.scaler.load_state_dict(scale)
     return lines
 
 
@@ -99,12 +111,11 @@ def backbone_of(
     Raises:
         CheckpointError: the weights are not those that its configuration describes.
     """
+    needed(state, ("config", network), where)
     config = loading.check(state["config"])
-    backbone = VisionTransformer.from_config(config.model, mask_token=network == "student")
     prefix = "backbone."
     weights = {k.removeprefix(prefix): v for k, v in state[network].items() if k.startswith(prefix)}
-    try:
-        backbone.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"'{where}': the weights do not fit their own configuration: {error}") from error
+    check_described(weights, config.model, where)
+    backbone = VisionTransformer.from_config(config.model, mask_token="mask_token" in weights)
+    backbone.load_state_dict(weights)
     return backbone.eval(), config

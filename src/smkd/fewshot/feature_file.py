@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -29,6 +30,11 @@ from smkd.fewshot.features import Features, check_features, check_form, shape
 from smkd.files import expanded, explained, written_aside
 
 DATASETS = ("all_feats", "all_labels", "count")
+MOST_RATIO = 200
+"""Compressed numbers may have so many times the bytes that the file has of them. Features compress to a half; only
+zeros, as in rows that were never filled, shrink more."""
+SMALL = 2**24
+"""Bytes that any file may claim."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +199,8 @@ def read_source(path: Path) -> Source:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise DataError(f"cannot read '{path}': it is not a regular file")
     try:
         path.open("rb").close()
     except FileNotFoundError as error:
@@ -211,17 +219,53 @@ def _opened(path: Path) -> Iterator[Any]:
 
 def _layout(file: Any, path: Path) -> tuple[Any, Any, int]:
     """Features, labels and the number of rows that count."""
-    if not all(name in file and isinstance(file[name], h5py.Dataset) for name in DATASETS):
-        found = ", ".join(sorted(file)) or "nothing"
+    names = list(file)
+    for name in DATASETS:
+        if name in names and _leads_out(file, name, names):
+            raise DataError(f"'{path}': {name} is a link to another place; numbers should be in the file itself")
+    if not all(name in names and isinstance(file[name], h5py.Dataset) for name in DATASETS):
+        found = ", ".join(sorted(names)) or "nothing"
         raise DataError(f"'{path}' is no feature file: it holds {found}; expected {', '.join(DATASETS)}")
     features, labels, count = (file[name] for name in DATASETS)
     check_form(features, labels, f"'{path}'")
     if count.size != 1 or count.dtype.kind not in "iu":
         raise DataError(f"'{path}': count is {count.dtype} {shape(count)}, expected one integer")
+    _check_stored(count, path, 1)
     rows = int(np.asarray(count[()]).item())
     if not 0 <= rows <= len(features):
         raise DataError(f"'{path}': count is {rows}, but there are {len(features)} rows")
+    _check_stored(features, path, rows)
+    _check_stored(labels, path, rows)
     return features, labels, rows
+
+
+def _leads_out(file: Any, name: str, names: list[str]) -> bool:
+    """Whether a name is a link that may lead to another file; it is not followed to see where."""
+    link = file.get(name, getlink=True)
+    if isinstance(link, h5py.SoftLink):
+        target = link.path.removeprefix("/")
+        if target not in names:
+            return "/" in target
+        link = file.get(target, getlink=True)
+    return not isinstance(link, h5py.HardLink)
+
+
+def _check_stored(dataset: Any, path: Path, rows: int) -> None:
+    """Refuse rows of numbers that are in other files, were never written, or that the file is too small to hold."""
+    name = dataset.name.strip("/")
+    if dataset.external or dataset.is_virtual:
+        raise DataError(f"'{path}': {name} is stored in other files; numbers should be in the file itself")
+    stored = dataset.id.get_storage_size()
+    wanted = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
+    if wanted and not stored:
+        raise DataError(f"'{path}': {name} is {shape(dataset)}, but no number of it was ever written")
+    # a chunk is read whole
+    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
+    most = stored if dataset.chunks is None else max(SMALL, MOST_RATIO * stored)
+    if stored > path.stat().st_size or max(wanted, chunk) > most:
+        raise DataError(
+            f"cannot read '{path}': {name} claims {max(wanted, chunk):,} bytes, of which the file holds {stored:,}"
+        )
 
 
 def _mapped(path: Path, features: Any, count: int) -> NDArray[np.float32]:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
 import torch
 
 from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
+from smkd.interop.attention import known_heads
 from smkd.interop.names import State
+from smkd.models.head import ProjectionHead
 from smkd.models.vit import SIZES, VisionTransformer
-
-HEAD_DIM = 64
-"""Channels of an attention head in every published ViT of the usual sizes."""
-LARGE_DIM, LARGE_HEAD_DIM = 4096, 128
-"""From so many channels on it is more (DINOv3's 7B)."""
 
 
 @dataclass(frozen=True)
@@ -78,36 +76,93 @@ def recognise(weights: State, file: str, heads: int | None, rotary_side: int | N
     """Architecture and native image side of a backbone under our names.
 
     Args:
+        weights: dense tensors.
+        file: what messages call it.
+        heads: number of attention heads, where it is known; else that of published ViTs of the size, or a guess.
         rotary_side: image side to note down where positions are rotary, as those suit any; None if they are stored.
-        heads: number of attention heads, where it is known; else `embed_dim` / 64.
+
+    Raises:
+        CheckpointError: it is a ViT of a kind that this package does not have.
+    """
+    dim, depth = size_of(weights, file)
+    patch = weights["patch_embed.proj.weight"].shape[2]
+    rotary = rotary_side is not None
+    count = known_heads(dim, depth, rotary, file).number if heads is None else heads
+    if dim % count:
+        raise CheckpointError(f"'{file}': {dim} channels are not divisible by {count} heads")
+    mlp_dim, swiglu = _mlp(weights, dim)
+    architecture = Architecture(
+        embed_dim=dim, depth=depth, num_heads=count, patch_size=patch, register_tokens=_registers(weights, file),
+        layer_scale="blocks.0.ls1.gamma" in weights, rotary=rotary, mlp_dim=mlp_dim, swiglu=swiglu,
+    )  # fmt: skip
+    return architecture, (grid_side(weights, file) if rotary_side is None else max(1, rotary_side // patch)) * patch
+
+
+def size_of(weights: State, file: str) -> tuple[int, int]:
+    """Channels and blocks of a backbone under our names.
 
     Raises:
         CheckpointError: it is a ViT of a kind that this package does not have.
     """
     _refuse_other_kinds(weights, file)
-    filters = weights["patch_embed.proj.weight"]
+    filters = weights.get("patch_embed.proj.weight", torch.empty(0))
     if filters.ndim != 4 or filters.shape[1] != 3 or filters.shape[2] != filters.shape[3]:
         raise CheckpointError(
             f"'{file}': patch_embed.proj.weight is {list(filters.shape)}; only square patches of three colours fit"
         )
-    dim, patch = filters.shape[0], filters.shape[2]
-    head_dim = LARGE_HEAD_DIM if dim >= LARGE_DIM else HEAD_DIM
-    if heads is None and dim % head_dim:
-        raise CheckpointError(f"'{file}': {dim} channels are no multiple of {head_dim}; give the number of --heads")
-    mlp_dim, swiglu = _mlp(weights, dim)
-    numbers = {int(match[1]) for match in (re.match(r"blocks\.(\d+)\.", name) for name in weights) if match}
+    numbers = {int(match[1]) for match in (re.match(r"blocks\.([0-9]{1,9})\.", name) for name in weights) if match}
     depth = max(numbers, default=-1) + 1
     if not 0 < depth <= len(weights):
         raise CheckpointError(f"'{file}' lacks blocks: it has {len(numbers)}, numbered up to {depth - 1}")
-    registers = weights["reg_token"].shape[-2] if "reg_token" in weights else 0
-    architecture = Architecture(
-        embed_dim=dim, depth=depth, num_heads=heads or dim // head_dim, patch_size=patch,
-        register_tokens=registers, layer_scale="blocks.0.ls1.gamma" in weights,
-        rotary=rotary_side is not None, mlp_dim=mlp_dim, swiglu=swiglu,
-    )  # fmt: skip
-    if dim % architecture.num_heads:
-        raise CheckpointError(f"'{file}': {dim} channels are not divisible by {architecture.num_heads} heads")
-    return architecture, (grid_side(weights, file) if rotary_side is None else max(1, rotary_side // patch)) * patch
+    return filters.shape[0], depth
+
+
+def check_described(weights: State, model: ModelConfig, file: str) -> None:
+    """Refuse a backbone under our names that is not the one of its settings, before one of those sizes is made.
+
+    Args:
+        weights: dense tensors of floats.
+        model: the settings that came with them.
+        file: what messages call both.
+
+    Raises:
+        CheckpointError: they do not fit together.
+    """
+    told = Architecture.of(model)
+    found, side = recognise(weights, file, told.num_heads, model.image_size if model.rotary else None)
+    if found != told or (side != model.image_size and not model.rotary):
+        words = found.settings(told) or f"model.image_size={side}"
+        raise CheckpointError(f"'{file}': its weights do not fit its settings; the weights have {words}")
+    mask = {"mask_token": (1, 1, found.embed_dim)} if "mask_token" in weights else {}
+    check_shapes(weights, expected_shapes(model) | mask, file)
+
+
+def check_shapes(
+    weights: State, expected: Mapping[str, tuple[int, ...]], file: str,
+    allow_missing: Collection[str] = (), hint: str = "",
+) -> None:  # fmt: skip
+    """Refuse a backbone that has other weights than ours of its architecture; the mask token may be there.
+
+    Raises:
+        CheckpointError: weights are missing, have no place here, or another shape; names them.
+    """
+    if unexpected := sorted(weights.keys() - expected.keys() - {"mask_token"}):
+        raise CheckpointError(
+            f"'{file}' is another kind of ViT: its backbone also has {len(unexpected)} weights that ours has no place "
+            f"for: {listed(unexpected)}"
+        )
+    if missing := sorted(expected.keys() - weights.keys() - set(allow_missing)):
+        raise CheckpointError(f"'{file}' lacks {len(missing)} weights of the backbone: {listed(missing)}{hint}")
+    for name, shape in expected.items():
+        if name in weights and tuple(weights[name].shape) != shape:
+            raise CheckpointError(
+                f"'{file}' is another kind of ViT: {name} is {list(weights[name].shape)}, ours is {list(shape)}"
+            )
+
+
+def listed(names: list[str], shown: int = 6) -> str:
+    """The first of some names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _mlp(weights: State, dim: int) -> tuple[int, bool]:
@@ -118,11 +173,21 @@ def _mlp(weights: State, dim: int) -> tuple[int, bool]:
     return second.shape[1], len(first) == 2 * second.shape[1]
 
 
+def _registers(weights: State, file: str) -> int:
+    if "reg_token" not in weights:
+        return 0
+    registers = weights["reg_token"]
+    if registers.ndim != 3:
+        raise CheckpointError(f"'{file}': reg_token is {list(registers.shape)}, expected [1, tokens, channels]")
+    return registers.shape[1]
+
+
 def grid_side(weights: State, file: str) -> int:
     """Patches along a side of the image that the stored positions are for."""
     if "pos_embed" not in weights:
         raise CheckpointError(f"'{file}' lacks pos_embed")
-    count = weights["pos_embed"].shape[-2]
+    positions = weights["pos_embed"]
+    count = positions.shape[-2] if positions.ndim > 1 else 0
     for patches in (count - 1, count):
         if patches and math.isqrt(patches) ** 2 == patches:
             return math.isqrt(patches)
@@ -132,7 +197,8 @@ def grid_side(weights: State, file: str) -> int:
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a configured backbone, without the mask token."""
     _, depth, _ = SIZES[model.size]
-    return {name: tuple(value.shape) for name, value in fresh_weights(model, model.depth or depth).items()}
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in fresh_weights(model, model.depth or depth).items()}
 
 
 def fresh_weights(model: ModelConfig, depth: int) -> State:
@@ -146,17 +212,30 @@ def fresh_weights(model: ModelConfig, depth: int) -> State:
     }
 
 
-def head_config(head: State, base: HeadConfig) -> HeadConfig:
-    """Configuration of a projection head under our names."""
-    layers = sorted((int(name.split(".")[1]), value) for name, value in head.items() if name.endswith(".weight"))
+def head_config(head: State, dim: int, base: HeadConfig) -> HeadConfig | None:
+    """Configuration of a projection head under our names; None if its parts do not fit together.
+
+    Args:
+        head: its weights.
+        dim: channels that it takes.
+        base: what weights do not say.
+    """
+    layers = {int(name.split(".")[1]): value for name, value in head.items() if name.endswith(".weight")}
     second = head.get("last_layer2.weight_v")
     changes = {
         "num_prototypes": len(head["last_layer.weight_v"]), "bottleneck_dim": head["last_layer.weight_v"].shape[1],
         "num_patch_prototypes": None if second is None else len(second), "layers": len(layers),
     }  # fmt: skip
     if len(layers) > 1:
-        changes["hidden_dim"] = len(layers[0][1])
-    return base.model_copy(update=changes)
+        changes["hidden_dim"] = len(layers[min(layers)])
+    found = base.model_copy(update=changes)
+    return found if head_shapes(dim, found) == {name: tuple(value.shape) for name, value in head.items()} else None
+
+
+def head_shapes(dim: int, config: HeadConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a configured projection head on `dim` channels."""
+    with torch.device("meta"):
+        return {name: tuple(value.shape) for name, value in ProjectionHead(dim, config).state_dict().items()}
 
 
 def with_positions_of_cls(positions: torch.Tensor) -> torch.Tensor:

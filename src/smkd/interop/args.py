@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -13,9 +12,9 @@ from typing import Any
 
 import yaml
 
-from smkd.config import loading
+from smkd.config import loading, yamltext
 from smkd.errors import ConfigError
-from smkd.interop import layouts, reading
+from smkd.interop import jsontext, layouts, reading
 from smkd.interop.options import EVALUATION, TRAINING, Option, Settings, flag, number
 
 SCRIPTS: dict[str, Mapping[str, Option]] = {"main_smkd.py": TRAINING, "eval_smkd.py": EVALUATION}
@@ -49,15 +48,15 @@ def translate(path: Path) -> Translation:
         options = layouts.options_of(reading.read(path))
         if not options:
             raise ConfigError(f"'{path}' holds no settings of a training script (no 'args')")
-        return _recipe(options, "main_smkd.py", int(options.get("world_size") or 1), str(path))
+        return _recipe(options, "main_smkd.py", _processes(options, path), str(path))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read '{path}': {getattr(error, 'strerror', None) or 'not a text'}") from error
+        text = yamltext.text_of(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read '{path}': not a text") from error
     options = _as_settings(text)
     if options:
         script = "eval_smkd.py" if "server" in options else "main_smkd.py"
-        return _recipe(options, script, int(options.get("world_size") or 1), str(path))
+        return _recipe(options, script, _processes(options, path), str(path))
     return _recipe(*_as_command(text, path), str(path))
 
 
@@ -67,15 +66,23 @@ def _as_settings(text: str) -> dict[str, Any]:
     if namespace is not None:
         try:
             call = ast.parse(f"f({namespace[1]})", mode="eval").body
-            assert isinstance(call, ast.Call)
-            return {word.arg: ast.literal_eval(word.value) for word in call.keywords if word.arg}
-        except (SyntaxError, ValueError):
+            words = call.keywords if isinstance(call, ast.Call) else []
+            return {word.arg: ast.literal_eval(word.value) for word in words if word.arg}
+        # the last two where it is nested too deep
+        except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
             return {}
     try:
-        values = json.loads(text) if text.lstrip().startswith("{") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError):
+        values = jsontext.parsed(text) if text.lstrip().startswith("{") else yamltext.value(text)
+    except ValueError:
         return {}
     return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+
+
+def _processes(options: Mapping[str, Any], path: Path) -> int:
+    try:
+        return max(1, int(number(options.get("world_size") or 1)))
+    except ConfigError as error:
+        raise ConfigError(f"'{path}': world_size: {error}") from None
 
 
 def _as_command(text: str, path: Path) -> tuple[dict[str, Any], str, int]:
@@ -136,13 +143,18 @@ def _recipe(options: Mapping[str, Any], script: str, processes: int, file: str) 
             try:
                 settings |= dict.fromkeys(option.keys, option.convert(known[name]))
             except ConfigError as error:
-                raise ConfigError(f"'{file}': --{name}: {error}") from None
+                raise ConfigError(f"'{file}': --{name}: {_line(error)}") from None
     try:
         more, extra = _training(known, processes) if script == "main_smkd.py" else _evaluation(known)
         text = _dumped(more | settings, f"From {PurePosixPath(file).name}, settings of the published code.")
     except ConfigError as error:
-        raise ConfigError(f"'{file}': {error}") from None
+        raise ConfigError(f"'{file}': {_line(error)}") from None
     return Translation(text, (*notes, *extra))
+
+
+def _line(error: ConfigError) -> str:
+    """A message in one line, as options may hold anything."""
+    return " ".join(str(error).split())[:400]
 
 
 def _training(known: Mapping[str, Any], processes: int) -> tuple[Settings, list[str]]:
@@ -186,9 +198,9 @@ def _training(known: Mapping[str, Any], processes: int) -> tuple[Settings, list[
 
 
 def _evaluation(known: Mapping[str, Any]) -> tuple[Settings, list[str]]:
-    if known["server"] not in SERVERS:
+    if str(known["server"]) not in SERVERS:
         raise ConfigError(f"--server {known['server']} is none of {', '.join(SERVERS)}")
-    dataset = SERVERS[known["server"]]
+    dataset = SERVERS[str(known["server"])]
     notes = []
     if int(number(known["iter_num"])) != EVALUATION["iter_num"].default:
         notes.append("--iter_num: the reference ignores it and always takes 10000 episodes; taken as it is meant")

@@ -62,14 +62,14 @@ class HubBackbone(VisionTransformer, PyTorchModelHubMixin, library_name="smkd"):
         return made.eval()
 
     @classmethod
-    def opened(cls, file: Path, source: str) -> Self:
-        """The backbone in a file of `smkd export`, or of another project's.
+    def opened(cls, file: Path, source: str, heads: int | None = None) -> Self:
+        """The backbone in a file of `smkd export`, or of another project's, whose number of heads may be given.
 
         Raises:
             CheckpointError: damaged, or not a ViT of a kind that this package has.
         """
         content = reading.read(file)
-        state = load.imported(content, source, loading.resolve(FOREIGN_RECIPE), heads=fetching.heads_beside(file))
+        state = load.imported(content, source, loading.resolve(FOREIGN_RECIPE), heads=heads, beside=file)
         config = loading.check(state["config"])
         start = "backbone."
         weights = {

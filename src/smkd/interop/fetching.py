@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import urllib.error
@@ -20,11 +19,15 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every
 
 from smkd.errors import CheckpointError
 from smkd.files import expanded, sha256, written_aside
+from smkd.interop import reading
+from smkd.interop.attention import SETTINGS_FILE
 
 HUB = "hf:"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth", "model.pt")
+WEIGHT_FILES = (
+    "model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth", "model.pt",
+    "model.safetensors.index.json", "pytorch_model.bin.index.json",
+)  # fmt: skip
 """What a folder or repository is searched for, in this order."""
-SETTINGS_FILE = "config.json"
 
 
 def is_remote(source: str) -> bool:
@@ -56,20 +59,6 @@ def locate(source: str) -> Path:
     if not path.exists():
         raise CheckpointError(f"'{source}' does not exist; expected a file, a folder, a URL, or {HUB}owner/name")
     return path
-
-
-def heads_beside(path: Path) -> int | None:
-    """Number of attention heads that a config.json beside the weights gives; None if there is none."""
-    settings = path.with_name(SETTINGS_FILE)
-    try:
-        values = json.loads(settings.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    if not isinstance(values, dict):
-        return None
-    inner = values.get("model_args")
-    found = values.get("num_attention_heads") or (inner.get("num_heads") if isinstance(inner, dict) else None)
-    return found if isinstance(found, int) and found > 0 else None
 
 
 def cache_folder() -> Path:
@@ -114,6 +103,10 @@ def _from_hub(source: str) -> Path:
         if path is not None:
             # the number of heads is written there
             _hub_file(source, repository, revision, SETTINGS_FILE)
+            if name.endswith(reading.INDEX_ENDING):
+                folder = name.rpartition("/")[0]
+                for part in reading.shard_names(path):
+                    _hub_file(source, repository, revision, f"{folder}/{part}".removeprefix("/"))
             return path
     raise CheckpointError(f"'{source}' holds no weights; looked for {', '.join(names)}; name one: {HUB}owner/name/file")
 

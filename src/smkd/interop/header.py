@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from smkd import __version__
 from smkd.config.schema import RunConfig, Section
 from smkd.errors import CheckpointError
+from smkd.interop import jsontext
 
 KEY = "smkd"
 FORMAT = 1
@@ -77,7 +78,7 @@ def is_export(path: Path) -> bool:
 def found(metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """What `smkd export` wrote into a file's metadata, unchecked; None if there is nothing of the kind."""
     try:
-        values = json.loads(metadata.get(KEY, "null"))
+        values = jsontext.parsed(metadata.get(KEY, "null"))
     except ValueError:
         return None
     if not isinstance(values, dict) or values.get("kind") != KIND:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from smkd.errors import CheckpointError
 from smkd.interop import header
-from smkd.interop.names import State, backbone_weights, head_weights, prefixes
+from smkd.interop.names import State, backbone_weights, head_weights, is_backbone, prefixes
+from smkd.models.finite import check_finite, weight_fault
 
 PAIR = ("student", "teacher")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "encoder", "backbone", "model_ema")
@@ -78,7 +79,7 @@ def recognise(content: Mapping[str, Any], file: str) -> Foreign:
     networks = {name: _network(weights, file) for name, weights in found.items()}
     used = {*places, *LOSSES, "args", header.KEY}
     unused = (str(name) for name, value in content.items() if isinstance(value, Mapping) and name not in used)
-    return Foreign(_layout(content, next(iter(found.values()))), networks, _centres(content), tuple(unused))
+    return Foreign(_layout(content, next(iter(found.values()))), networks, _centres(content, file), tuple(unused))
 
 
 def options_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,17 +102,18 @@ def _network(weights: State, file: str) -> Network:
         raise CheckpointError(_no_vit(weights, file))
     if len(starts) > 1:
         raise CheckpointError(f"'{file}' holds {len(starts)} ViTs in one list ({', '.join(starts)}); keep one of them")
+    head_start = f"{starts[0].removesuffix('backbone.')}head."
+    head_parts = (f"{head_start}mlp", f"{head_start}last_layer")
+    used = {
+        name: value for name, value in weights.items() if is_backbone(name, starts[0]) or name.startswith(head_parts)
+    }
+    weights = weights | floats(used, file)
     backbone, renamed, other = backbone_weights(weights, starts[0])
     _check_attention(backbone, file)
     head = head_weights(weights, starts[0])
-    root = starts[0].removesuffix("backbone.")
-    kept = [name for name in other if not (head and name.startswith(f"{root}head."))]
-    for name, value in (backbone | head).items():
-        if not (value.ndim and value.numel()):
-            raise CheckpointError(f"'{file}': {name} is {list(value.shape)}, which is no weight")
+    kept = [name for name in other if not (head and name.startswith(head_start))]
     return Network(
-        {name: _plain(name, value) for name, value in backbone.items()},
-        {name: value.float() for name, value in head.items()}, tuple(renamed), tuple(kept),
+        {name: _plain(name, value) for name, value in backbone.items()}, head, tuple(renamed), tuple(kept),
         rotary="pos_embed" not in backbone and any(mark in name for name in weights for mark in ROTARY_MARKS),
     )  # fmt: skip
 
@@ -126,9 +128,25 @@ def _check_attention(backbone: State, file: str) -> None:
                 raise CheckpointError(f"'{file}' lacks the {word} weights of {match[1]}")
 
 
+def floats(weights: State, file: str) -> State:
+    """Weights in float32.
+
+    Raises:
+        CheckpointError: one is no plain tensor of floats (quantised, sparse, of whole numbers), empty, or not finite.
+    """
+    for name, value in weights.items():
+        kind = weight_fault(value)
+        if kind:
+            raise CheckpointError(f"'{file}': {name} is {kind}")
+        if not (value.ndim and value.numel()):
+            raise CheckpointError(f"'{file}': {name} is {list(value.shape)}, which is no weight")
+    plain = {name: value.detach().float() for name, value in weights.items()}
+    check_finite(plain, file)
+    return plain
+
+
 def _plain(name: str, value: Tensor) -> Tensor:
-    """In float32, tokens as [1, tokens, dim]."""
-    value = value.float()
+    """Tokens as [1, tokens, dim]."""
     if name in ("cls_token", "mask_token", "reg_token", "pos_embed"):
         return value.reshape(1, -1, value.shape[-1])
     return value
@@ -158,7 +176,8 @@ def _layout(content: Mapping[str, Any], weights: State) -> str:
     return next(name for name, holds in known.items() if holds)
 
 
-def _centres(content: Mapping[str, Any]) -> State:
+def _centres(content: Mapping[str, Any], file: str) -> State:
     losses = next((found for name in LOSSES if (found := _tensors(content.get(name)))), {})
     named = {"cls_center": "center", "patch_center": "center2"}
-    return {own: losses[theirs].flatten().float() for own, theirs in named.items() if theirs in losses}
+    found = floats({theirs: losses[theirs] for theirs in named.values() if theirs in losses}, file)
+    return {own: found[theirs].flatten() for own, theirs in named.items() if theirs in found}

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -17,12 +18,16 @@ from smkd.errors import CheckpointError
 from smkd.interop import header, layouts
 from smkd.interop.architecture import (
     Architecture,
+    check_shapes,
     expected_shapes,
     fresh_weights,
     head_config,
+    listed,
     recognise,
+    size_of,
     with_positions_of_cls,
 )
+from smkd.interop.attention import check_heads, heads_of
 from smkd.interop.layouts import Foreign, Network
 from smkd.interop.names import State
 from smkd.models.vit import resized_positions
@@ -36,7 +41,7 @@ EXPORTED = "exported"
 
 def imported(
     content: Mapping[str, Any], file: str, base: RunConfig | None, *, network: NetworkName | None = None,
-    heads: int | None = None, allow_missing: Collection[str] = (),
+    heads: int | None = None, beside: Path | None = None, allow_missing: Collection[str] = (),
 ) -> dict[str, Any]:  # fmt: skip
     """A checkpoint of ours with the weights of another project's file.
 
@@ -46,7 +51,8 @@ def imported(
         base: settings of everything that weights do not decide, such as the data; None, and not looked at, for a
             file of `smkd export`, which brings them.
         network: which of a file's two goes into both of ours; none keeps both as they are.
-        heads: number of attention heads; none takes `embed_dim` / 64.
+        heads: number of attention heads, where the user says it (`smkd.interop.attention`).
+        beside: path of the file, beside which a `config.json` may say the number of heads.
         allow_missing: names of backbone weights that may be missing and then stay as training begins.
 
     Raises:
@@ -55,7 +61,9 @@ def imported(
     foreign = layouts.recognise(content, file)
     if header.KEY in content:
         base = header.checked(content[header.KEY], file).config
-        heads = Architecture.of(base.model).num_heads
+        own = Architecture.of(base.model).num_heads
+        check_heads(heads, own, file)
+        heads = own
     assert base is not None
     chosen = _chosen(foreign, network, file)
     if header.KEY in content:
@@ -64,19 +72,22 @@ def imported(
     report = [f"{file}: {foreign.layout}"]
     models, backbones = {}, {}
     for name, found in chosen.items():
-        models[name], backbones[name], lines = _backbone(found, file, base.model, heads, allow_missing)
+        models[name], backbones[name], lines = _backbone(found, file, base.model, heads, beside, allow_missing)
         report += [line for line in lines if line not in report]
     if models["student"] != models["teacher"]:
         raise CheckpointError(f"'{file}': student and teacher are ViTs of different sizes; choose one of them")
-    same_head = _shapes(chosen["student"].head) == _shapes(chosen["teacher"].head)
-    has_head = bool(chosen["teacher"].head) and same_head
-    head = head_config(chosen["teacher"].head, base.head) if has_head else base.head
+    heads_alike = _shapes(chosen["student"].head) == _shapes(chosen["teacher"].head)
+    head = base.head
+    if has_head := bool(chosen["teacher"].head) and heads_alike:
+        read = head_config(chosen["teacher"].head, len(backbones["teacher"]["norm.weight"]), base.head)
+        head, has_head = read or head, read is not None
     model = models["teacher"]
     config, fitted = _fitted(base, model)
     if has_head:
         report.append(f"head: {head.num_prototypes} prototypes" + (", with centres" if foreign.centres else ""))
     elif chosen["teacher"].head:
-        report.append("head: left out, student and teacher have different ones")
+        why = "its parts do not fit together" if heads_alike else "student and teacher have different ones"
+        report.append(f"head: left out, {why}")
     report += _left_out(chosen["teacher"], foreign.unused) + fitted
     config = config.model_copy(update={"head": head})
     student = backbones["student"]
@@ -151,12 +162,14 @@ def _chosen(foreign: Foreign, network: NetworkName | None, file: str) -> dict[st
 
 
 def _backbone(
-    network: Network, file: str, base: ModelConfig, heads: int | None, allow_missing: Collection[str]
-) -> tuple[ModelConfig, State, list[str]]:
+    network: Network, file: str, base: ModelConfig, heads: int | None, beside: Path | None,
+    allow_missing: Collection[str],
+) -> tuple[ModelConfig, State, list[str]]:  # fmt: skip
     weights = dict(network.backbone)
-    architecture, side = recognise(weights, file, heads, base.image_size if network.rotary else None)
+    dim, depth = size_of(weights, file)
+    count, source = heads_of(dim, depth, rotary=network.rotary, base=base, weights=beside, given=heads, file=file)
+    architecture, side = recognise(weights, file, count, base.image_size if network.rotary else None)
     model = architecture.configured(base, side)
-    source = "as given" if heads else f"channels / {architecture.embed_dim // architecture.num_heads}"
     positions = "" if architecture.rotary else f"; positions for images of {side} pixels"
     lines = [f"ViT: {architecture}; number of heads {source}{positions}"]
     if not architecture.rotary and len(with_positions_of_cls(weights["pos_embed"])[0]) != len(weights["pos_embed"][0]):
@@ -170,7 +183,9 @@ def _backbone(
     if not qkv_biases & weights.keys():
         weights |= {name: torch.zeros(expected[name]) for name in qkv_biases}
         lines.append("query, key and value have no biases in the file (zeros)")
-    _check(weights, expected, file, allow_missing)
+    if unknown := sorted(set(allow_missing) - expected.keys()):
+        raise CheckpointError(f"--allow-missing {unknown[0]}: the backbone has no such weight")
+    check_shapes(weights, expected, file, allow_missing, hint="; --allow-missing NAME accepts one")
     absent = sorted(expected.keys() - weights.keys())
     if absent:
         fresh = fresh_weights(model, architecture.depth)
@@ -179,26 +194,6 @@ def _backbone(
     matched = len(network.backbone)
     lines.append(f"backbone: {matched} weights matched, {len(network.renamed)} of the file's names changed")
     return model, weights, lines
-
-
-def _check(weights: State, expected: Mapping[str, tuple[int, ...]], file: str, allow_missing: Collection[str]) -> None:
-    unknown = sorted(set(allow_missing) - expected.keys())
-    if unknown:
-        raise CheckpointError(f"--allow-missing {unknown[0]}: the backbone has no such weight")
-    if unexpected := sorted(weights.keys() - expected.keys() - {"mask_token"}):
-        raise CheckpointError(
-            f"'{file}' is another kind of ViT: its backbone also has {len(unexpected)} weights that ours has no place "
-            f"for: {_some(unexpected)}"
-        )
-    if missing := sorted(expected.keys() - weights.keys() - set(allow_missing)):
-        raise CheckpointError(
-            f"'{file}' lacks {len(missing)} weights of the backbone: {_some(missing)}; --allow-missing NAME accepts one"
-        )
-    for name, shape in expected.items():
-        if name in weights and tuple(weights[name].shape) != shape:
-            raise CheckpointError(
-                f"'{file}' is another kind of ViT: {name} is {list(weights[name].shape)}, ours is {list(shape)}"
-            )
 
 
 def _fitted(base: RunConfig, model: ModelConfig) -> tuple[RunConfig, list[str]]:
@@ -219,11 +214,7 @@ def _fitted(base: RunConfig, model: ModelConfig) -> tuple[RunConfig, list[str]]:
 def _left_out(network: Network, unused: tuple[str, ...]) -> list[str]:
     groups = Counter(name.removeprefix("module.").split(".")[0] for name in network.left_out)
     names = [*(f"{group} ({count})" for group, count in groups.items()), *unused]
-    return [f"left out: {_some(names)}"] if names else []
-
-
-def _some(names: list[str], shown: int = 6) -> str:
-    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
+    return [f"left out: {listed(names)}"] if names else []
 
 
 def _shapes(weights: State) -> dict[str, tuple[int, ...]]:

@@ -61,6 +61,12 @@ def prefixes(names: list[str]) -> list[str]:
     return [match[1] for match in map(_PATCHES.match, names) if match]
 
 
+def is_backbone(name: str, prefix: str) -> bool:
+    """Whether a name is that of a weight of the ViT below a prefix."""
+    own = _renamed(name.removeprefix(prefix), _RULES)
+    return name.startswith(prefix) and (_BACKBONE.match(own) is not None or own == "mask_token")
+
+
 def backbone_weights(weights: State, prefix: str) -> tuple[State, list[str], list[str]]:
     """Weights of the ViT below a prefix.
 
@@ -70,10 +76,10 @@ def backbone_weights(weights: State, prefix: str) -> tuple[State, list[str], lis
     found: State = {}
     renamed, other = [], []
     for name, value in weights.items():
-        own = _renamed(name.removeprefix(prefix), _RULES)
-        if not name.startswith(prefix) or not (_BACKBONE.match(own) or own == "mask_token"):
+        if not is_backbone(name, prefix):
             other.append(name)
             continue
+        own = _renamed(name.removeprefix(prefix), _RULES)
         found[own] = value
         if own != name.removeprefix(prefix):
             renamed.append(name)
@@ -92,7 +98,7 @@ def head_weights(weights: State, prefix: str) -> State:
         for name, value in weights.items()
         if name.startswith(start)
     }
-    parts = re.compile(r"mlp\.\d+\.(weight|bias)|last_layer2?\.weight_[gv]")
+    parts = re.compile(r"mlp\.(0|[1-9][0-9]?)\.(weight|bias)|last_layer2?\.weight_[gv]")
     if not {"mlp.0.weight", "last_layer.weight_g", "last_layer.weight_v"} <= head.keys():
         return {}
     # not one with norms between the layers

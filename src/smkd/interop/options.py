@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -44,8 +45,10 @@ def number(value: Any) -> float | int:
     """A whole number where it is one."""
     try:
         exact = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ConfigError(f"'{value}' is not a number") from None
+    if not math.isfinite(exact):
+        raise ConfigError(f"'{value}' is not a number")
     return int(exact) if exact.is_integer() and not any(sign in str(value) for sign in ".eE") else exact
 
 
@@ -58,9 +61,9 @@ def several(value: Any) -> list[float | int]:
 
 def _size(value: Any) -> str:
     sizes = {"vit_tiny": "tiny", "vit_small": "small", "vit_base": "base", "deit_tiny": "tiny", "deit_small": "small"}
-    if value not in sizes:
+    if str(value) not in sizes:
         raise ConfigError(f"'{value}' is none of {', '.join(sizes)}")
-    return sizes[value]
+    return sizes[str(value)]
 
 
 def _seldom(value: Any) -> float | int:
@@ -168,7 +171,7 @@ TRAINING: dict[str, Option] = COMMON | {
     "pred_ratio": _given("mask.ratio", default=[0.0, 0.3], convert=several),
     "pred_ratio_var": _given("mask.ratio_jitter", default=[0.0, 0.2], convert=several),
     "pred_shape": _given(
-        "mask.shape", default="block", convert=lambda value: {"rand": "random"}.get(value, value)
+        "mask.shape", default="block", convert=lambda value: {"rand": "random"}.get(str(value), value)
     ),
     "pred_start_epoch": _given("mask.start_epoch", default=0),
     "use_masked_im_modeling": Option(True),

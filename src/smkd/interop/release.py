@@ -15,6 +15,7 @@ from smkd.config.schema import ModelConfig, RunConfig
 from smkd.errors import ConfigError
 from smkd.interop import fetching, header
 from smkd.interop.header import Settings
+from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
 
 
@@ -25,10 +26,16 @@ class Release:
     Attributes:
         backbone: in evaluation mode, on the CPU.
         about: all else; `about.config.model` describes the backbone.
+
+    Raises:
+        CheckpointError: a weight is NaN or infinite.
     """
 
     backbone: VisionTransformer
     about: Settings
+
+    def __post_init__(self) -> None:
+        check_finite(self.backbone.state_dict(), self.about.name)
 
     @property
     def config(self) -> RunConfig:

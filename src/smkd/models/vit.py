@@ -210,7 +210,7 @@ class VisionTransformer(nn.Module):
             self.reg_token = nn.Parameter(torch.zeros(1, register_tokens, embed_dim))
         if mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        rates = torch.linspace(0, drop_path, depth).tolist()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         eps = ROTARY_NORM_EPS if rotary else NORM_EPS
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, rate, layer_scale, eps, mlp_dim=mlp_dim, swiglu=swiglu) for rate in rates
