@@ -73,16 +73,19 @@ class Named:
 
 
 NAMED = (
-    Named("sum over passes, not their mean", "engine.step", "loss.total / count", "loss.total", ("step_promises",)),
+    Named("sum over passes, not their mean", "objectives.objective", "mean / this.passes\n            if config.patch",
+          "mean\n            if config.patch", ("accumulation",)),
+    Named("a pass's share of one device", "objectives.passes", "total * self.devices / max(count, 1)",
+          "total / max(count, 1)", ("two_processes",)),
     Named("dropped branches without rescaling", "models.vit", "x * keep / (1 - self.rate)", "x * keep",
           ("stochastic_depth",)),
-    Named("stochastic depth alike in all blocks", "models.vit", "torch.linspace(0, drop_path, depth)",
-          "torch.full((depth,), drop_path)", ("stochastic_depth",)),
+    Named("stochastic depth alike in all blocks", "models.vit", "torch.linspace(0, drop_path, depth, ",
+          "torch.full((depth,), drop_path, ", ("stochastic_depth",)),
     Named("device seed without the rank", "engine.train", "[seed, step, distributed.rank()]", "[seed, step]",
           ("two_process_run",)),
     Named("device seed without the step", "engine.train", "[seed, step, distributed.rank()]",
           "[seed, distributed.rank()]", ("two_process_run",)),
-    Named("log of one rank", "engine.meter", "distributed.mean(value)", "value", ("two_process_run",)),
+    Named("log of one rank", "engine.meter", "distributed.mean(total)", "total", ("two_process_run",)),
     Named("no smoothing of the targets (Platt)", "classify.left_out",
           "(images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)",
           "F.one_hot(left.truth, way).double()", ("calibration",)),
@@ -91,7 +94,7 @@ NAMED = (
           "draw_mask(config.mask, self.grid, 10**6, rng)", ("step_promises",)),
     Named("patch temperature does not wait for masks", "engine.schedules", ", epoch, config.mask.start_epoch)",
           ", epoch)", ("step_promises",)),
-    Named("loss scaler not restored", "engine.restore", 'learner.scaler.load_state_dict(state["scaler"])', "pass",
+    Named("loss scaler not restored", "engine.restore", 'learner.scaler.load_state_dict(scale)', "pass",
           ("step_promises",)),
     Named("loss scaler not saved", "engine.step", '"scaler": self.scaler.state_dict()',
           '"scaler": torch.amp.GradScaler("cpu").state_dict()', ("step_promises",)),
@@ -100,14 +103,15 @@ NAMED = (
 LAST_OF_TWO = "the last of two dimensions is 1"
 EQUIVALENT = {
     ("objectives.matched", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
-    ("objectives.matched", "largest, at = z.max(dim=1, keepdim=True)"): LAST_OF_TWO,
-    ("objectives.matched", "softmax = z.softmax(dim=1)"): LAST_OF_TWO,
+    ("objectives.matched", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
+    ("objectives.matched", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,
     ("objectives.matched", "scale = max(len(embedded), 2)"): "the scale cancels",
     ("objectives.matched",
      'values, source[order], size.cumsum(0) - size, mode="sum", per_sample_weights=weight[order]'):
         "PyTorch puts the two in order, with a warning",
     ("objectives.patch",
-     "best = torch.where(teacher_sum[t, i] >= 0, largest[s, a][:, None], smallest[s, a][:, None])"):
+     "best = torch.where(teacher_sum[t, i] >= 0, largest[s, a][:, None], smallest[s, a][:, None])  "
+     "# [pairs, patches]"):
         "the line below it decides for 0",
 }  # fmt: skip
 """Mutants that cannot be noticed: (module, the changed line) and why."""
