@@ -117,7 +117,7 @@ def test_wrong_files_are_one_line(place: Path, tmp_path: Path) -> None:
         "cut.smkd": (whole[:-100], "cut short"),
         "head.smkd": (whole[:500], "cut short"),
         "pickle.smkd": (pickle.dumps({"a": 1}), "not a file of `smkd fit`"),
-        "bent.smkd": (whole.replace(b"temperature", b"temperaturf"), "do not fit together"),
+        "bent.smkd": (whole.replace(b"temperature", b"temperaturf"), "temperature is missing; make it again"),
         "format.smkd": (whole.replace(b'\\"format\\": 1', b'\\"format\\": 9'), "format 9; this smkd reads 1"),
     }
     for name, (content, message) in wrong.items():

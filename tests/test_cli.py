@@ -121,13 +121,14 @@ def test_wrong_folders_are_named(tmp_path: Path, make_folder) -> None:
 
 def test_classes_too_small_for_the_protocol_are_named_before_training(tmp_path: Path, make_folder) -> None:
     root = make_folder(classes=6, images=12)
-    for image in sorted((root / "val" / "val-3").iterdir())[8:]:
-        image.unlink()
+    for label in ("val-3", "val-4"):
+        for image in sorted((root / "val" / label).iterdir())[8:]:
+            image.unlink()
     words = ("pretrain", "debug-pretrain", "data.dataset=folder", f"data={root}", "batch_size=8", "out=run",
              "data.limit_per_class=null")  # fmt: skip
     line = refused(*words, cwd=tmp_path)
-    assert "class 'val-3' has 8 images" in line
-    assert "shot=1 and query=10" in line
+    assert "class 'val-3' has 8 images, but shot=1 and query=10 need at least 11" in line
+    assert "4 classes have so many, and way=5" in line
 
 
 @pytest.mark.parametrize("where", [("num_workers=2",), ("devices=2", "accelerator=cpu", "num_workers=0")])

@@ -112,7 +112,7 @@ def test_torch_export(exported: Callable[..., Exported], kind: str, dynamic: boo
 
 def test_features_are_those_of_the_package(runs: dict[str, Path], exported: Callable[..., Exported]) -> None:
     path = exported("onnx", "stored", True).path
-    opened = api.open_features(runs["stored"], changes={"evaluation": {"split": "val"}})
+    opened = api.open_features(runs["stored"], changes={"evaluation": {"split": "val"}, "precision": "fp32"})
     images = open_split(api.resolve("debug-pretrain").data, "val")
     pixels = np.stack([images.load(index).numpy() for index in range(40)])
     features = onnxruntime.InferenceSession(str(path)).run(["features"], {"images": pixels})[0]

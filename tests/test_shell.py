@@ -206,7 +206,9 @@ def test_standard_output(place: Path) -> None:
 def test_home_is_expanded_on_every_road(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(place))
     monkeypatch.chdir(place)
-    config = resolve("debug-pretrain", ["out=~/run", "data=~/support", "init=~/x.pt", "data.cache_dir=~"])
+    config = resolve(
+        "debug-pretrain", ["out=~/run", "data=~/support", "init=~/x.pt", "data.cache=mmap", "data.cache_dir=~"]
+    )
     places = (config.out, config.data.root, config.init, config.data.cache_dir)
     assert places == (place / "run", place / "support", place / "x.pt", place)
     assert check({"phase": "pretrain", "epochs": 1, "out": "~/run"}).out == place / "run"

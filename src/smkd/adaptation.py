@@ -13,7 +13,6 @@ import numpy as np
 
 from smkd.config import loading
 from smkd.config.schema import RunConfig
-from smkd.data.class_split import listed
 from smkd.data.datasets import configured_spec, open_source, open_split
 from smkd.data.images import Images
 from smkd.engine import checkpoint
@@ -23,6 +22,7 @@ from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.validation import FewShotValidation, HeldOutImages, Verdicts, backbone_features, verdicts
+from smkd.files import listed
 from smkd.interop.architecture import Architecture
 from smkd.interop.load import MARK
 

@@ -27,6 +27,8 @@ LEFT = 3600.0
 """Seconds without a change after which a file aside is what a killed process left."""
 FULL = 2**20
 """Bytes; with less left, a failed write is put down to the disk being full."""
+SHOWN = 5
+"""Names that a message lists."""
 REASONS = {
     errno.ENOENT: "its folder is not there",
     errno.ENOTDIR: "a file is there where a folder is needed",
@@ -133,6 +135,12 @@ def cores() -> int:
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return bound if quota is None else max(1, min(bound, int(quota)))
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ import typer
 from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
 from smkd.cli.verb import verb
-from smkd.data.class_split import listed
 from smkd.errors import ConfigError, DataError
+from smkd.files import listed
 from smkd.progress import shown
 
 if TYPE_CHECKING:

@@ -122,9 +122,9 @@ def features(
 ) -> None:
     """Write the features of a split to an HDF5 file, in the layout of the published ones."""
     from smkd import api
-    from smkd.data.class_split import listed
     from smkd.engine.runlog import console
     from smkd.fewshot.feature_file import FeatureWriter
+    from smkd.files import listed
 
     changes = _changes(split, data, resize, crop, accelerator)
     changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}

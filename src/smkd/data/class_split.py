@@ -10,10 +10,10 @@ from pathlib import Path
 from smkd.data.formats import nfc
 from smkd.data.images import SPLITS
 from smkd.errors import DataError
+from smkd.files import listed
 
 VAL_PERCENT, TEST_PERCENT = 16, 20
 """Shares of the classes, as in miniImageNet (64/16/20); train gets the rest."""
-SHOWN = 5
 SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 """What some programs put between the cells of a CSV instead of commas."""
 
@@ -103,9 +103,3 @@ def check_split(split: str, path: Path, line: int) -> str:
     if split not in SPLITS:
         raise DataError(f"'{path}', line {line}: split '{split}' should be one of {', '.join(SPLITS)}")
     return split
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

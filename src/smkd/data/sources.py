@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from smkd.data.class_split import listed, split_by_file, split_by_seed
+from smkd.data.class_split import split_by_file, split_by_seed
 from smkd.data.formats import (
     class_folders,
     find_images,
@@ -34,7 +34,7 @@ from smkd.data.images import SPLITS, FileStore, FolderImages, StoredImages, Unla
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
 from smkd.errors import DataError
-from smkd.files import expanded
+from smkd.files import expanded, listed
 
 FORMS = (
     "known are train/val/test folders of class folders, class folders, a CSV or Parquet table with the columns "

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from smkd.data.class_split import listed
 from smkd.data.datasets import DatasetSpec
 from smkd.data.images import StoredImages
 from smkd.data.scan import Seen, scan
 from smkd.data.sources import Source
 from smkd.data.statistics import Channels, channel_statistics
+from smkd.files import listed
 from smkd.progress import Track
 
 SIZE_EDGES = (32, 64, 84, 128, 224, 256, 320, 480)

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from smkd.data.class_split import listed
 from smkd.errors import DataError
+from smkd.files import listed
 
 
 class Members:

@@ -134,6 +134,7 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def _link(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
