@@ -11,6 +11,7 @@ import torch
 
 from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
+from smkd.files import listed
 from smkd.interop.attention import known_heads
 from smkd.interop.names import State
 from smkd.models.head import ProjectionHead
@@ -158,11 +159,6 @@ def check_shapes(
             raise CheckpointError(
                 f"'{file}' is another kind of ViT: {name} is {list(weights[name].shape)}, ours is {list(shape)}"
             )
-
-
-def listed(names: list[str], shown: int = 6) -> str:
-    """The first of some names, and how many more there are."""
-    return ", ".join(names[:shown]) + (f", and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def _mlp(weights: State, dim: int) -> tuple[int, bool]:

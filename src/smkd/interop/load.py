@@ -15,6 +15,7 @@ from smkd import __version__
 from smkd.config import loading
 from smkd.config.schema import ModelConfig, RunConfig
 from smkd.errors import CheckpointError
+from smkd.files import listed
 from smkd.interop import header, layouts
 from smkd.interop.architecture import (
     Architecture,
@@ -22,7 +23,6 @@ from smkd.interop.architecture import (
     expected_shapes,
     fresh_weights,
     head_config,
-    listed,
     recognise,
     size_of,
     with_positions_of_cls,
