@@ -12,8 +12,8 @@ import torch
 from smkd.config.loading import resolve
 from smkd.data.datasets import dataset_spec, open_split
 from smkd.data.loader import MultiCropDataset, collate, make_views
-from smkd.engine.device import keep_freed_memory
-from smkd.engine.schedules import rates_at
+from smkd.device import keep_freed_memory
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 
 STEPS = 5

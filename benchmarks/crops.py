@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smkd.data.crops import Box, crop_resize, random_box
+from smkd.data.augment import Box, crop_resize, random_box
 
 VIEWS = [(224, (0.25, 1.0))] * 2 + [(96, (0.05, 0.25))] * 10
 REPEATS = 30

@@ -29,16 +29,16 @@ from torch import Tensor
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from archives_made import cifar_archive, cifar_parts
 from smkd.config.loading import resolve
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import configured_spec, open_split
 from smkd.data.loader import Batch, MultiCropDataset, batches, make_loader, make_views
 from smkd.data.sampler import EpochSampler
-from smkd.engine.device import keep_freed_memory
-from smkd.prepare.build import Target, build
+from smkd.device import keep_freed_memory
+from smkd.prepare.build import Target, build_folder
 from smkd.prepare.cifar import plan_cifar
-from smkd.prepare.classes import class_list
 from smkd.prepare.manifest import Identity
+from smkd.prepare.registry import class_list
 
 SIDE, CLASSES, PER_CLASS, TIMED_PER_CLASS, BATCH, WORKERS = 480, 4, 64, 16, 16, 4
 QUALITY = 95  # what `smkd data prepare mini-imagenet` writes
@@ -210,7 +210,7 @@ def prepare(folder: Path, processes: int) -> float:
     entries = [replace(entry, images=sum(CIFAR.values())) for entry in class_list("cifar-fs")]
     target = Target(folder / "cifar-fs", Identity("cifar-fs", "benchmark", "by class", {}))
     start = time.perf_counter()
-    build(target, plan_cifar(archive, entries, CIFAR), {}, processes, lambda done, total: None)
+    build_folder(target, plan_cifar(archive, entries, CIFAR), {}, processes, lambda done, total: None)
     return time.perf_counter() - start
 
 

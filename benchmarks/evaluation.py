@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from smkd import fewshot
 from smkd.config.loading import check_protocol
 from smkd.fewshot.accuracy import evaluate_features
-from smkd.fewshot.feature_file import FeatureWriter, Source, read_features
+from smkd.fewshot.feature_file import FeatureSource, FeatureWriter, read_features
 
 CLASSES, PER_CLASS, DIM, WAY, SHOT = 20, 600, 768, 5, 5
 TIERED_CLASSES, TIERED_ROWS = 160, 206_209
@@ -85,7 +85,7 @@ def tiered() -> dict[str, Any]:
 
 def write_tiered(path: Path) -> None:
     features, labels = clusters(TIERED_CLASSES, TIERED_ROWS)
-    with FeatureWriter(path, rows=len(labels), dim=DIM, source=Source()) as writer:
+    with FeatureWriter(path, rows=len(labels), dim=DIM, source=FeatureSource()) as writer:
         writer.append(features, labels)
 
 

@@ -36,8 +36,8 @@ from smkd.engine import checkpoint
 from smkd.engine.restore import backbone_of, open_checkpoint, restore
 from smkd.engine.step import Learner
 from smkd.fewshot.feature_file import read_features, read_source
-from smkd.interop.args import translate
 from smkd.models.vit import VisionTransformer
+from smkd.reference.translate import translate
 
 PAGE = 4096
 TRIES = 20
@@ -250,7 +250,7 @@ def _load_checkpoint(learner: Learner) -> Callable[[Path, random.Random], object
     def load(path: Path, rng: random.Random) -> object:
         if rng.random() < 0.5:
             return backbone_of(open_checkpoint(path, None)[0], str(path), rng.choice(("teacher", "student")))
-        return restore(learner, checkpoint.load(path), optimizer=True)
+        return restore(learner, checkpoint.load_checkpoint(path), optimizer=True)
 
     return load
 
@@ -354,7 +354,7 @@ def kinds(folder: Path) -> list[Kind]:
                                  "attributes": attributes}, _features, _load_features),
         Kind("recipe", ".yaml", config.model_dump(mode="json", exclude_unset=True), _yaml,
              lambda path, _: loading.resolve(str(path))),
-        Kind("run settings", ".yaml", config.model_dump(mode="json"), _yaml, lambda path, _: loading.load(path)),
+        Kind("run settings", ".yaml", config.model_dump(mode="json"), _yaml, lambda path, _: loading.load_config(path)),
         Kind("args file", ".txt", {"arch": "vit_small", "epochs": 3, "lr": 5e-4, "data_path": "/a/train",
                                    "global_crops_scale": [0.4, 1.0], "world_size": 2, "supervised_contrastive": True},
              _settings, lambda path, _: translate(path)),

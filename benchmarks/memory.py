@@ -13,7 +13,7 @@ from torch import Tensor
 
 from smkd import api
 from smkd.engine.bench import synthetic_views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 
 CARD_GB, SPARE_GB, PAPER_BATCH = 12, 2, 512

@@ -48,11 +48,11 @@ class Group:
 
 GROUPS = {
     "objectives": Group(
-        ("objectives.cls", "objectives.matched", "objectives.mim", "objectives.patch", "objectives.objective"),
+        ("objectives.cls", "objectives.patch_entropy", "objectives.patch", "objectives.objective"),
         ("matched_entropy", "supervised_term", "golden_losses", "twins", "two_processes"), 30,
     ),
-    "step": Group(("engine.step", "engine.optim"), ("step_promises", "step", "golden_training", "two_processes"), 14),
-    "schedules": Group(("engine.schedules",), ("properties_training", "golden_schedules"), 12),
+    "step": Group(("engine.step",), ("step_promises", "step", "golden_training", "two_processes"), 14),
+    "schedules": Group(("engine.optim",), ("properties_training", "golden_schedules"), 12),
     "sampler": Group(("data.sampler",), ("properties_training", "sampling"), 14),
     "calibration": Group(
         ("classify.left_out", "classify.known", "fewshot.intervals"), ("calibration", "intervals"), 16
@@ -85,14 +85,14 @@ NAMED = (
           ("two_process_run",)),
     Named("device seed without the step", "engine.train", "[seed, step, distributed.rank()]",
           "[seed, distributed.rank()]", ("two_process_run",)),
-    Named("log of one rank", "engine.meter", "distributed.mean(total)", "total", ("two_process_run",)),
+    Named("log of one rank", "engine.log", "distributed.mean(total)", "total", ("two_process_run",)),
     Named("no smoothing of the targets (Platt)", "classify.left_out",
           "(images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)",
           "F.one_hot(left.truth, way).double()", ("calibration",)),
-    Named("masks from the first epoch on", "data.masks", "epoch < config.start_epoch", "False", ("step_promises",)),
-    Named("masks of another epoch", "data.draws", "draw_mask(config.mask, self.grid, epoch, rng)",
+    Named("masks from the first epoch on", "data.augment", "epoch < config.start_epoch", "False", ("step_promises",)),
+    Named("masks of another epoch", "data.augment", "draw_mask(config.mask, self.grid, epoch, rng)",
           "draw_mask(config.mask, self.grid, 10**6, rng)", ("step_promises",)),
-    Named("patch temperature does not wait for masks", "engine.schedules", ", epoch, config.mask.start_epoch)",
+    Named("patch temperature does not wait for masks", "engine.optim", ", epoch, config.mask.start_epoch)",
           ", epoch)", ("step_promises",)),
     Named("loss scaler not restored", "engine.restore", 'learner.scaler.load_state_dict(scale)', "pass",
           ("step_promises",)),
@@ -102,11 +102,11 @@ NAMED = (
 
 LAST_OF_TWO = "the last of two dimensions is 1"
 EQUIVALENT = {
-    ("objectives.matched", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
-    ("objectives.matched", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
-    ("objectives.matched", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,
-    ("objectives.matched", "scale = max(len(embedded), 2)"): "the scale cancels",
-    ("objectives.matched",
+    ("objectives.patch_entropy", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
+    ("objectives.patch_entropy", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
+    ("objectives.patch_entropy", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,
+    ("objectives.patch_entropy", "scale = max(len(embedded), 2)"): "the scale cancels",
+    ("objectives.patch_entropy",
      'values, source[order], size.cumsum(0) - size, mode="sum", per_sample_weights=weight[order]'):
         "PyTorch puts the two in order, with a warning",
     ("objectives.patch",

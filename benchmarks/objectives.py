@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smkd.objectives.matched import Targets, matched_entropy
 from smkd.objectives.patch import match_paper
+from smkd.objectives.patch_entropy import Targets, matched_entropy
 
 VIEWS, PER_CLASS, PATCHES, DIM, BOTTLENECK, PROTOTYPES = 2, 4, 196, 384, 256, 8192
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.1, 0.07

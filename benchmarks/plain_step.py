@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smkd.data.loader import Views
-from smkd.engine.optim import parameter_groups
-from smkd.engine.schedules import Rates
+from smkd.engine.optim import Rates, parameter_groups
 from smkd.engine.step import Learner
 from smkd.models.head import ProjectionHead
 from smkd.models.vit import patch_attention

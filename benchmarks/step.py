@@ -17,9 +17,9 @@ import torch
 
 from plain_step import PlainStep
 from smkd import api
+from smkd.device import autocast_type, keep_freed_memory
 from smkd.engine.bench import synthetic_views
-from smkd.engine.device import autocast_type, keep_freed_memory
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 
 RECIPES = {"phase 1": "mini-imagenet-pretrain", "phase 2": "mini-imagenet-distill"}

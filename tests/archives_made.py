@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from smkd.prepare.classes import ClassEntry, class_list
+from smkd.prepare.registry import ClassEntry, class_list
 
 PARTS = {"train": 4, "test": 2}
 

@@ -46,5 +46,5 @@ def tiny_checkpoint(path: Path) -> Path:
     """The same as a checkpoint of a run."""
     weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
     config = resolve("debug-pretrain", ["accelerator=cpu"]).model_dump(mode="json")
-    checkpoint.save({"teacher": weights, "config": config}, path)
+    checkpoint.save_checkpoint({"teacher": weights, "config": config}, path)
     return path

@@ -42,7 +42,7 @@ def run_folder(folder: Path, network: VisionTransformer, *words: str) -> Path:
         "scaler": {}, "epoch": 2, "step": 64, "best": 40.0, "classes": [], "version": "0",
         "config": config.model_dump(mode="json"),
     }  # fmt: skip
-    checkpoint.save(state, folder / "checkpoints" / "best.pt")
+    checkpoint.save_checkpoint(state, folder / "checkpoints" / "best.pt")
     (folder / "config.yaml").write_text(loading.dump(config))
     return folder
 

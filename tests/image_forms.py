@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from smkd.data.class_split import split_by_seed
+from smkd.data.splits import split_by_seed
 
 CLASSES = [f"kind-{number:02}" for number in range(12)]
 PER_CLASS = 4

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from smkd.data.loader import Views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 from smkd.objectives import patch
 from smkd.objectives.passes import passes_of

@@ -17,9 +17,9 @@ from conftest import MakeFolder
 from smkd.adaptation import Adapted, adapt, planned
 from smkd.classify import FewShotClassifier
 from smkd.cli import app
-from smkd.cli.adapt import report
+from smkd.cli.training import report
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError
@@ -68,11 +68,11 @@ def test_the_best_of_all_epochs_is_kept_and_measured(place: Path, tmp_path: Path
     accuracies = [accuracy for _, accuracy in scores]
     assert adapted.epoch == int(np.argmax(accuracies))
     assert (adapted.held_out, adapted.split) == ("images", "test")
-    best = checkpoint.load(tmp_path / "a" / "checkpoints" / "best.pt")
+    best = checkpoint.load_checkpoint(tmp_path / "a" / "checkpoints" / "best.pt")
     assert (best["epoch"], best["best"]) == (adapted.epoch, max(accuracies))
 
     # what is reported is what the classifier gets right, learning from the training images
-    config = loading.load(tmp_path / "a" / "config.yaml")
+    config = loading.load_config(tmp_path / "a" / "config.yaml")
     train, test = (open_split(config.data, split) for split in ("train", "test"))
     for backbone, right in ((place / "net", adapted.before), (tmp_path / "a", adapted.after)):
         classifier = FewShotClassifier(backbone, recipe=config, accelerator="cpu")
@@ -96,7 +96,7 @@ def test_a_backbone_that_gains_nothing_is_kept_as_it_was(place: Path, tmp_path: 
 
 def test_an_interrupted_run_ends_like_a_whole_one(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("epochs=6", "validation.patience=2", *STILL)
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
     for number, at in enumerate((1, 2)):
         saves = 0
 
@@ -118,7 +118,7 @@ def test_an_interrupted_run_ends_like_a_whole_one(place: Path, tmp_path: Path, m
         cut = tmp_path / str(number)
         assert validations(cut) == validations(whole.run)
         for key in ("student", "teacher"):
-            mine, other = (checkpoint.load(each / "checkpoints" / "last.pt") for each in (cut, whole.run))
+            mine, other = (checkpoint.load_checkpoint(each / "checkpoints" / "last.pt") for each in (cut, whole.run))
             assert (mine["epoch"], mine["stale"]) == (other["epoch"], other["stale"]) == (2, 2)
             for name, value in other[key].items():
                 torch.testing.assert_close(mine[key][name], value, rtol=0, atol=0)
@@ -137,7 +137,7 @@ def test_many_classes_hold_out_whole_ones(place: Path, tmp_path: Path) -> None:
         assert isinstance(after, Result)
         assert (before.way, before.shot, before.query, len(before.class_names)) == (5, 1, 7, 6)
         assert torch.equal(before.classes, after.classes)
-    config = loading.load(tmp_path / "a" / "config.yaml")
+    config = loading.load_config(tmp_path / "a" / "config.yaml")
     names = [set(open_split(config.data, split).class_names) for split in ("train", "val", "test")]
     assert [len(each) for each in names] == [19, 5, 6]
     assert len(set.union(*names)) == 30
@@ -170,14 +170,14 @@ def test_a_run_of_ours_gives_its_normalisation_head_and_views(place: Path, tmp_p
                                         "validation.every=0", "accelerator=cpu"])
     )  # fmt: skip
     config = planned(place / "few", tmp_path / "a", first, QUICK)[0]
-    before = loading.load(first / "config.yaml")
+    before = loading.load_config(first / "config.yaml")
     assert (config.model, config.head, config.augment) == (before.model, before.head, before.augment)
     assert (config.data.mean, config.data.std) == ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert (config.global_views.size, config.local_views.size) == (32, 16)
     adapted = adapt(place / "few", tmp_path / "a", first, [*QUICK, "epochs=1"])
-    start = checkpoint.load(adapted.run / "checkpoints" / "best.pt")["teacher"]
+    start = checkpoint.load_checkpoint(adapted.run / "checkpoints" / "best.pt")["teacher"]
     if adapted.epoch == 0:
-        torch.testing.assert_close(start, checkpoint.load(first / "checkpoints" / "last.pt")["teacher"])
+        torch.testing.assert_close(start, checkpoint.load_checkpoint(first / "checkpoints" / "last.pt")["teacher"])
 
 
 def test_splits_of_its_own_say_what_is_held_out(place: Path, tmp_path: Path, make_folder: MakeFolder) -> None:

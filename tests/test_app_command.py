@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 from classify_data import photographs
 from smkd.app.support import START
 from smkd.classify import open_encoder
-from smkd.cli import browser
+from smkd.cli import classify
 from smkd.errors import SmkdError
 
 app = typer.Typer()
-app.command()(browser.app)
+app.command()(classify.app)
 
 
 def refused(*words: str | Path) -> str:
@@ -54,9 +54,9 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
 def test_events_take_turns(tmp_path: Path) -> None:
     """Each reads the state and writes it back, so that two at once would lose photographs."""
     pytest.importorskip("gradio", reason="needs the extra 'app'")
-    from smkd.app.page import build
+    from smkd.app.page import build_page
 
-    page = build(open_encoder("pixels"), START, tmp_path, "")
+    page = build_page(open_encoder("pixels"), START, tmp_path, "")
     turns = {
         event.name: (event.concurrency_id, event.concurrency_limit) for event in page.fns.values() if event.outputs
     }

@@ -12,8 +12,17 @@ from PIL import Image, ImageColor
 
 from classify_data import photographs, tiny_checkpoint
 from smkd.app.answers import MATCHES, NONE, Lesson, answer, learn, reasons
-from smkd.app.drawing import COLORS, GAP, SIDE, attention_picture, central_square, matches_picture
-from smkd.app.explain import Match, match_patches, see
+from smkd.app.explain import (
+    COLORS,
+    GAP,
+    SIDE,
+    Match,
+    attention_picture,
+    central_square,
+    match_patches,
+    matches_picture,
+    see,
+)
 from smkd.app.support import Support, taken
 from smkd.classify import Encoder, open_encoder
 from smkd.classify.pictures import Pictures

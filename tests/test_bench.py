@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from smkd.config import loading
-from smkd.engine.bench import PARTS, bench, matmul_tflops, synthetic_views
+from smkd.engine.bench import STEP_PARTS, matmul_tflops, measure_steps, synthetic_views
 from smkd.models.vit import SIZES
 from test_cli import refused, smkd
 
 
 def test_parts_fill_the_step_and_products_are_counted() -> None:
     config = loading.resolve("debug-distill", ["batch_size=16", "local_views.count=0", "accumulate=2"])
-    found = bench(config, steps=3)
-    assert set(found.parts_ms) == set(PARTS)
-    assert all(found.parts_ms[name] > 0 for name in PARTS)
+    found = measure_steps(config, steps=3)
+    assert set(found.parts_ms) == set(STEP_PARTS)
+    assert all(found.parts_ms[name] > 0 for name in STEP_PARTS)
     assert found.images_per_second == pytest.approx(1e3 * 16 / found.step_ms)
     assert found.tflops == pytest.approx(found.gflop_per_image * found.images_per_second / 1e3)
     # two global views: once through the teacher, forward and twice as much backward through the student

@@ -117,7 +117,7 @@ def test_a_run_is_the_same_and_goes_on_with_another_kind(photos: Path, tmp_path:
         out = api.pretrain(api.resolve("debug-pretrain", [*base, *words]))
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
-        return losses, checkpoint.load(out / "checkpoints" / "last.pt")["teacher"]
+        return losses, checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")["teacher"]
 
     losses, weights = run("none", "epochs=2")
     assert len(losses) == 14

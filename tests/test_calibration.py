@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from smkd.classify.known import Familiarities, Known, familiarity
-from smkd.classify.left_out import LeftOut, temperature
+from smkd.classify.left_out import LeftOut, fitted_temperature
 from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import make_head
 from smkd.fewshot.intervals import of_share
@@ -38,7 +38,7 @@ def test_all_right_leaves_the_doubt_of_one_image_more(images: int, way: int) -> 
     scores = gap * torch.nn.functional.one_hot(truth, way).double()
     own = (images + 1 / way) / (images + 1)
     expected = gap / math.log(own / ((1 - own) / (way - 1)))
-    assert temperature(LeftOut(scores, truth), ANY) == pytest.approx(expected, rel=1e-6)
+    assert fitted_temperature(LeftOut(scores, truth), ANY) == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_temperature_is_where_the_likelihood_peaks_and_scales_with_the_scores() -> None:
@@ -53,17 +53,17 @@ def test_the_temperature_is_where_the_likelihood_peaks_and_scales_with_the_score
 
     expected = math.exp(minimize_scalar(loss, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9}).x)
     for factor in (1e-3, 1.0, 1e4):
-        found = temperature(LeftOut(factor * scores, truth), ANY)
+        found = fitted_temperature(LeftOut(factor * scores, truth), ANY)
         assert found == pytest.approx(factor * expected, rel=1e-5)
     # what is added to all scores of an image says nothing about it
     shifted = scores + torch.from_numpy(rng.normal(size=(60, 1))) * 100
-    assert temperature(LeftOut(shifted, truth), ANY) == pytest.approx(expected, rel=1e-5)
+    assert fitted_temperature(LeftOut(shifted, truth), ANY) == pytest.approx(expected, rel=1e-5)
 
 
 def test_scores_that_mislead_make_all_classes_alike() -> None:
     truth = torch.tensor([0, 1, 0, 1])
     wrong = 2.0 * torch.nn.functional.one_hot(1 - truth, 2).double()
-    found = temperature(LeftOut(wrong, truth), ANY)
+    found = fitted_temperature(LeftOut(wrong, truth), ANY)
     assert found > 1e3
     assert math.isfinite(found)
 
@@ -72,12 +72,12 @@ def test_without_left_out_images_the_spread_of_other_classes_scores_is_the_guess
     support = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [0.0, 0.6, 0.8]]))
     cosines = (support @ support.T).double()
     others = [float(cosines[i, j]) for i in range(3) for j in range(3) if i != j]
-    found = temperature(NOBODY, learned(support, [0, 1, 2]))
+    found = fitted_temperature(NOBODY, learned(support, [0, 1, 2]))
     assert found == pytest.approx(float(np.std(others)), rel=1e-5)
     # all alike: nothing to go by
-    assert temperature(NOBODY, ANY) == 1.0
+    assert fitted_temperature(NOBODY, ANY) == 1.0
     same = LeftOut(torch.full((3, 3), 0.5, dtype=torch.float64), torch.arange(3))
-    assert temperature(same, ANY) == 1.0
+    assert fitted_temperature(same, ANY) == 1.0
 
 
 # ---- known or not

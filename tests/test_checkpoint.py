@@ -14,7 +14,7 @@ import torch
 
 import foreign_files
 from smkd import api
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.restore import backbone_of, is_ours, open_checkpoint, restore
 from smkd.engine.step import Learner
@@ -41,13 +41,13 @@ def state_of(made: Learner, **more: Any) -> dict[str, Any]:
 def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "a.pt"
     state = {"epoch": 3, "student": {"w": torch.arange(4.0)}, "classes": ["ä", "b"]}
-    checkpoint.save(state, path)
-    loaded = checkpoint.load(path)
+    checkpoint.save_checkpoint(state, path)
+    loaded = checkpoint.load_checkpoint(path)
     assert loaded.keys() == {"format", *state}
     assert (loaded["format"], loaded["epoch"], loaded["classes"]) == (checkpoint.FORMAT, 3, ["ä", "b"])
     assert torch.equal(loaded["student"]["w"], torch.arange(4.0))
-    checkpoint.save({"epoch": 4}, path)
-    assert checkpoint.load(path)["epoch"] == 4
+    checkpoint.save_checkpoint({"epoch": 4}, path)
+    assert checkpoint.load_checkpoint(path)["epoch"] == 4
     assert [entry.name for entry in path.parent.iterdir()] == ["a.pt"]
 
 
@@ -57,7 +57,7 @@ def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
 ) -> None:
     path = tmp_path / "a.pt"
     if there:
-        checkpoint.save({"epoch": 1}, path)
+        checkpoint.save_checkpoint({"epoch": 1}, path)
 
     def fails(*_: object) -> None:
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
@@ -65,16 +65,16 @@ def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
     monkeypatch.setattr(os, "fsync", fails)
     kept = "; the checkpoint that was there is kept" if there else ""
     with pytest.raises(CheckpointError, match=f"^cannot write '{re.escape(str(path))}': Disk quota exceeded{kept}$"):
-        checkpoint.save({"epoch": 2}, path)
+        checkpoint.save_checkpoint({"epoch": 2}, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"] * there
     if there:
-        assert checkpoint.load(path)["epoch"] == 1
+        assert checkpoint.load_checkpoint(path)["epoch"] == 1
 
 
 def test_a_file_where_the_folder_belongs_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"^cannot write '.*a\.pt': (Not a directory|File exists)$"):
-        checkpoint.save({}, tmp_path / "file" / "a.pt")
+        checkpoint.save_checkpoint({}, tmp_path / "file" / "a.pt")
 
 
 @pytest.mark.parametrize(("free", "reason"), [(2**20 - 1, "No space left"), (2**20, "unexpected pos 4")])
@@ -87,7 +87,7 @@ def test_torchs_error_is_a_full_disk_only_where_the_disk_is_full(
     monkeypatch.setattr(torch, "save", fails)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(CheckpointError, match=f"{reason}[^\n]*$") as caught:
-        checkpoint.save({}, tmp_path / "a.pt")
+        checkpoint.save_checkpoint({}, tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
 
 
@@ -100,14 +100,14 @@ def test_a_second_name_is_the_same_checkpoint(tmp_path: Path, monkeypatch: pytes
 
         monkeypatch.setattr(os, "link", cannot)
     last = tmp_path / "last.pt"
-    checkpoint.save({"epoch": 1}, last)
+    checkpoint.save_checkpoint({"epoch": 1}, last)
     checkpoint.link(last, "best.pt")
     assert os.path.samefile(last, tmp_path / "best.pt") == links
-    checkpoint.save({"epoch": 2}, last)
-    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 1, "the next checkpoint is another file"
+    checkpoint.save_checkpoint({"epoch": 2}, last)
+    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 1, "the next checkpoint is another file"
     (tmp_path / ".best.pt.partial").write_bytes(b"left over")
     checkpoint.link(last, "best.pt")
-    assert checkpoint.load(tmp_path / "best.pt")["epoch"] == 2
+    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best.pt", "last.pt"]
 
 
@@ -115,7 +115,7 @@ def test_a_second_name_that_cannot_be_written_is_one_line(tmp_path: Path, monkey
     def full(*_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    checkpoint.save({}, tmp_path / "last.pt")
+    checkpoint.save_checkpoint({}, tmp_path / "last.pt")
     monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(CheckpointError, match=r"^cannot write '.*best\.pt': No space left on device$"):
@@ -126,29 +126,29 @@ def test_a_second_name_that_cannot_be_written_is_one_line(tmp_path: Path, monkey
 def test_the_best_checkpoint_comes_first(tmp_path: Path) -> None:
     folder = tmp_path / "run" / "checkpoints"
     with pytest.raises(CheckpointError, match=r"run' does not exist; expected a run folder or a checkpoint file"):
-        checkpoint.find(tmp_path / "run")
+        checkpoint.find_checkpoint(tmp_path / "run")
     folder.mkdir(parents=True)
     with pytest.raises(CheckpointError, match=r"holds no checkpoint \(checkpoints/best\.pt or last\.pt\)"):
-        checkpoint.find(tmp_path / "run")
-    checkpoint.save({}, folder / "last.pt")
-    assert checkpoint.find(tmp_path / "run") == folder / "last.pt"
-    checkpoint.save({}, folder / "best.pt")
-    assert checkpoint.find(tmp_path / "run") == folder / "best.pt"
-    assert checkpoint.find(folder / "last.pt") == folder / "last.pt"
+        checkpoint.find_checkpoint(tmp_path / "run")
+    checkpoint.save_checkpoint({}, folder / "last.pt")
+    assert checkpoint.find_checkpoint(tmp_path / "run") == folder / "last.pt"
+    checkpoint.save_checkpoint({}, folder / "best.pt")
+    assert checkpoint.find_checkpoint(tmp_path / "run") == folder / "best.pt"
+    assert checkpoint.find_checkpoint(folder / "last.pt") == folder / "last.pt"
 
 
 def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "a.pt"
     with pytest.raises(CheckpointError, match=r"a\.pt' does not exist"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     for content in ([1, 2], {"student": {}}, {"format": checkpoint.FORMAT + 1}):
         torch.save(content, path)
         with pytest.raises(CheckpointError, match=r"a\.pt.*not a checkpoint of smkd"):
-            checkpoint.load(path)
-    checkpoint.save({"student": {"w": torch.zeros(1000)}}, path)
+            checkpoint.load_checkpoint(path)
+    checkpoint.save_checkpoint({"student": {"w": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:-500])
     with pytest.raises(CheckpointError, match=r"cannot read '.*a\.pt': damaged"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
 
 
 # ---- restoring
@@ -232,7 +232,7 @@ def test_an_optimiser_that_does_not_fit_is_one_line() -> None:
 def test_a_checkpoint_is_opened_by_its_run_folder_or_its_file(tmp_path: Path) -> None:
     made = learner(config())
     file = tmp_path / "run" / "checkpoints" / "last.pt"
-    checkpoint.save(state_of(made, epoch=2), file)
+    checkpoint.save_checkpoint(state_of(made, epoch=2), file)
     for where in (tmp_path / "run", str(tmp_path / "run"), file):
         state, found = open_checkpoint(where)
         assert found == file
@@ -240,7 +240,7 @@ def test_a_checkpoint_is_opened_by_its_run_folder_or_its_file(tmp_path: Path) ->
         assert is_ours(state)
     # a folder that is no run is searched for a file of weights
     (tmp_path / "plain").mkdir()
-    checkpoint.save(state_of(made, epoch=5), tmp_path / "plain" / "model.pt")
+    checkpoint.save_checkpoint(state_of(made, epoch=5), tmp_path / "plain" / "model.pt")
     state, found = open_checkpoint(tmp_path / "plain")
     assert (found, state["epoch"]) == (tmp_path / "plain" / "model.pt", 5)
     for other in ({}, {"format": 1}, {"config": {}}, {"config": {}, "format": 2}, {"config": 3, "format": 1}):

@@ -16,7 +16,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from classify_data import blobs
 from smkd.classify import FewShotClassifier
-from smkd.classify.left_out import CANDIDATES, LeftOut, left_out, temperature
+from smkd.classify.left_out import CANDIDATES, LeftOut, fitted_temperature, left_out
 from smkd.errors import ConfigError, SmkdError
 from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import heads, make_head
@@ -128,12 +128,12 @@ def test_the_temperature_is_the_most_likely_one() -> None:
         target = (400 * torch.nn.functional.one_hot(truth).double() + 0.2) / 401
         return -float(((scores / t).log_softmax(dim=1) * target).sum())
 
-    best = temperature(LeftOut(scores, truth), learned)
+    best = fitted_temperature(LeftOut(scores, truth), learned)
     grid = np.geomspace(0.1, 10, 2001)
     assert best == pytest.approx(grid[np.argmin([loss(t) for t in grid])], rel=5e-3)
     # all right or nothing known: finite all the same
-    assert 0 < temperature(LeftOut(100 * torch.eye(5).double(), torch.arange(5)), learned) < 1000
-    assert temperature(LeftOut(torch.zeros(3, 5).double(), torch.arange(3)), learned) == 1.0
+    assert 0 < fitted_temperature(LeftOut(100 * torch.eye(5).double(), torch.arange(5)), learned) < 1000
+    assert fitted_temperature(LeftOut(torch.zeros(3, 5).double(), torch.arange(3)), learned) == 1.0
 
 
 def test_one_image_a_class_still_classifies() -> None:

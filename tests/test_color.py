@@ -17,7 +17,7 @@ from torch import Tensor
 
 from smkd.config.schema import AugmentConfig
 from smkd.data import color
-from smkd.data.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, augment, draw_color
+from smkd.data.color import BRIGHTNESS, CONTRAST, HUE, SATURATION, ColorParameters, augment_color, draw_color
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "caltech101-mini"
 Pixels = NDArray[np.uint8]
@@ -64,27 +64,27 @@ def test_jitter_equals_pillow(number: int, enhance: Callable[[Image.Image], Imag
     images, factors = noise(30, seed=number), torch.linspace(0.0, 2.0, 30)
     # an image that is not grey on average, so that a wrong mean shows
     images[::2] = images[::2] // 3
-    ours = augment(images, jitter_of(number, factors))
+    ours = augment_color(images, jitter_of(number, factors))
     theirs = [enhance(to_pillow(i)).enhance(float(f)) for i, f in zip(images, factors, strict=True)]
     assert levels_apart(ours, theirs) <= 2
 
 
 def test_grayscale_equals_pillow() -> None:
     images = noise(10)
-    ours = augment(images, replace(neutral(10), grayscale=torch.ones(10, dtype=torch.bool)))
+    ours = augment_color(images, replace(neutral(10), grayscale=torch.ones(10, dtype=torch.bool)))
     theirs = [ImageOps.grayscale(to_pillow(image)).convert("RGB") for image in images]
     assert levels_apart(ours, theirs) <= 1
 
 
 def test_solarize_equals_pillow() -> None:
     every_level = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
-    ours = augment(every_level, replace(neutral(1), solarize=torch.ones(1, dtype=torch.bool)))
+    ours = augment_color(every_level, replace(neutral(1), solarize=torch.ones(1, dtype=torch.bool)))
     assert levels_apart(ours, [ImageOps.solarize(to_pillow(every_level[0]), 128)]) < 0.01
 
 
 def test_flip_equals_pillow() -> None:
     images = noise(4)
-    ours = augment(images, replace(neutral(4), flip=torch.ones(4, dtype=torch.bool)))
+    ours = augment_color(images, replace(neutral(4), flip=torch.ones(4, dtype=torch.bool)))
     assert levels_apart(ours, [ImageOps.mirror(to_pillow(image)) for image in images]) < 0.01
 
 
@@ -95,7 +95,7 @@ def test_hue_equals_colorsys() -> None:
     # grey, black, white and pairs of equal channels, where the hue has several formulas or none
     images[:, :, 0, 0], images[:, :, 0, 1], images[:, :, 0, 2] = 90, 0, 255
     images[:, 0, 1], images[:, 1, 2], images[:, 2, 3] = images[:, 1, 1], images[:, 2, 2], images[:, 0, 3]
-    ours = augment(images, jitter_of(HUE, turns)) * 255
+    ours = augment_color(images, jitter_of(HUE, turns)) * 255
     for image, turn, result in zip(images, turns.tolist(), ours, strict=True):
         for y, x in itertools.product(range(12), range(12)):
             h, s, v = colorsys.rgb_to_hsv(*(image[:, y, x].double() / 255).tolist())
@@ -113,7 +113,7 @@ def blurred_by_pillow(image: Pixels, sigma: float) -> NDArray[np.int64]:
 def blur_distance(images: list[Pixels], sigmas: list[float]) -> int:
     """Largest difference from Pillow in grey levels; one image size, one sigma an image."""
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    ours = augment(batch, replace(neutral(len(batch)), blur=torch.tensor(sigmas)))
+    ours = augment_color(batch, replace(neutral(len(batch)), blur=torch.tensor(sigmas)))
     levels = (ours * 255).round().permute(0, 2, 3, 1).numpy()
     theirs = np.stack([blurred_by_pillow(image, sigma) for image, sigma in zip(images, sigmas, strict=True)])
     return int(np.abs(levels - theirs).max())
@@ -154,12 +154,14 @@ def test_each_image_has_its_own_parameters() -> None:
     images, parameters = noise(64, seed=12), random_parameters(64)
     for flag in (parameters.flip, parameters.jitter, parameters.grayscale, parameters.solarize, parameters.blur > 0):
         assert 0 < int(flag.sum()) < 64
-    together = augment(images, parameters)
-    alone = torch.cat([augment(images[n : n + 1], parameters[n : n + 1]) for n in range(64)])
+    together = augment_color(images, parameters)
+    alone = torch.cat([augment_color(images[n : n + 1], parameters[n : n + 1]) for n in range(64)])
     # a level of 0.5 / 255 may fall on either side of the solarise threshold
     near = ((together - alone).abs() < 1e-5).float().mean()
     assert float(near) > 0.9999
-    turned = augment(images, ColorParameters(**{name: value.roll(1, 0) for name, value in vars(parameters).items()}))
+    turned = augment_color(
+        images, ColorParameters(**{name: value.roll(1, 0) for name, value in vars(parameters).items()})
+    )
     assert float(((turned - together).abs() < 1e-5).float().mean()) < 0.5
 
 
@@ -174,7 +176,7 @@ def test_jitter_follows_each_images_order() -> None:
         BRIGHTNESS: color.adjust_brightness, CONTRAST: color.adjust_contrast,
         SATURATION: color.adjust_saturation, HUE: color.adjust_hue,
     }  # fmt: skip
-    ours = augment(images, parameters)
+    ours = augment_color(images, parameters)
     for row, order in enumerate(orders.tolist()):
         expected = images[row : row + 1].float() / 255
         for number in order:
@@ -195,29 +197,29 @@ def test_steps_follow_the_documented_order() -> None:
     color.color_jitter(x, jitter)
     x = color.gaussian_blur(color.luma(x).expand(-1, 3, -1, -1), every.blur)
     x = torch.where(x >= 128 / 255, 1 - x, x)
-    torch.testing.assert_close(augment(images, every), x, rtol=0, atol=1e-6)
+    torch.testing.assert_close(augment_color(images, every), x, rtol=0, atol=1e-6)
 
 
 def test_neutral_parameters_leave_the_image() -> None:
     images = noise(8, seed=15)
-    assert torch.equal(augment(images, neutral(8)), images.float() / 255)
+    assert torch.equal(augment_color(images, neutral(8)), images.float() / 255)
     # all four operations run, with factors that change nothing
     busy = replace(neutral(8), jitter=torch.ones(8, dtype=torch.bool))
-    torch.testing.assert_close(augment(images, busy), images.float() / 255, rtol=0, atol=1e-6)
+    torch.testing.assert_close(augment_color(images, busy), images.float() / 255, rtol=0, atol=1e-6)
     # strong factors without the flag do nothing
     idle = replace(neutral(8), factor=torch.full((8, 4), 0.3))
-    assert torch.equal(augment(images, idle), images.float() / 255)
+    assert torch.equal(augment_color(images, idle), images.float() / 255)
 
 
 def test_result_stays_in_range() -> None:
-    result = augment(noise(64, seed=16), random_parameters(64, seed=17))
+    result = augment_color(noise(64, seed=16), random_parameters(64, seed=17))
     assert float(result.min()) >= -1e-6
     assert float(result.max()) <= 1 + 1e-6
 
 
 def test_some_images_at_a_time_are_all_together(monkeypatch: pytest.MonkeyPatch) -> None:
     images, parameters, mean, std = noise(10, seed=21), random_parameters(10, seed=22), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
-    expected = color.normalize(augment(images, parameters), mean, std)
+    expected = color.normalize(augment_color(images, parameters), mean, std)
     for values in (1, 3 * 3 * SIDE**2, 10**9):
         monkeypatch.setattr(color, "CPU_CHUNK", values)
         ours = color.augment_and_normalize(images, parameters, mean, std)
@@ -234,7 +236,7 @@ def test_no_images_are_no_images() -> None:
 def test_images_that_are_given_stay_as_they_were() -> None:
     images = noise(8, seed=19)
     before = images.clone()
-    augment(images, random_parameters(8, seed=20))
+    augment_color(images, random_parameters(8, seed=20))
     assert torch.equal(images, before)
     for operation in (color.adjust_brightness, color.adjust_contrast, color.adjust_saturation, color.adjust_hue):
         floats = torch.rand(2, 3, 5, 5)

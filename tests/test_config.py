@@ -7,7 +7,7 @@ import yaml
 from pydantic import ValidationError
 
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.errors import ConfigError
 
 DATASETS = ("mini-imagenet", "tiered-imagenet", "cifar-fs", "fc100", "caltech101", "patterns", "debug", "folder")
@@ -71,7 +71,7 @@ def test_dump_and_load_are_inverse(tmp_path: Path) -> None:
     config = loading.resolve("mini-imagenet-distill", ["data=x", "init=runs/a"])
     path = tmp_path / "config.yaml"
     path.write_text(loading.dump(config))
-    assert loading.load(path) == config
+    assert loading.load_config(path) == config
     assert loading.differences(config, config) == []
 
 
@@ -175,7 +175,7 @@ LAUGHS = "\n".join(["a0: &a0 [1, 2, 3]", *(f"a{n}: &a{n} [{', '.join([f'*a{n - 1
 def test_a_recipe_that_asks_for_too_much_is_refused_at_once(tmp_path: Path, text: str | bytes, says: str) -> None:
     path = tmp_path / "mine.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    for read in (loading.load_recipe, lambda where: loading.load(Path(where))):
+    for read in (loading.load_recipe, lambda where: loading.load_config(Path(where))):
         with pytest.raises(ConfigError, match=says if read is loading.load_recipe else "mine") as caught:
             read(str(path))
         assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from smkd.data.crops import ASPECT, Box, crop_resize, random_box, resize_center_crop
+from smkd.data.augment import CROP_ASPECT, Box, crop_resize, random_box, resize_center_crop
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "caltech101-mini"
 BICUBIC = Image.Resampling.BICUBIC
@@ -124,9 +124,9 @@ def test_random_boxes(height: int, width: int, scale: tuple[float, float]) -> No
     rng = np.random.default_rng(4)
     boxes = [random_box(height, width, scale, rng) for _ in range(2000)]
     fallback = Box(
-        (height - min(height, round(width / ASPECT[0]))) // 2,
-        (width - min(width, round(height * ASPECT[1]))) // 2,
-        min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1])),
+        (height - min(height, round(width / CROP_ASPECT[0]))) // 2,
+        (width - min(width, round(height * CROP_ASPECT[1]))) // 2,
+        min(height, round(width / CROP_ASPECT[0])), min(width, round(height * CROP_ASPECT[1])),
     )  # fmt: skip
     drawn = [box for box in boxes if box != fallback]
     assert len(drawn) > 1900
@@ -137,8 +137,8 @@ def test_random_boxes(height: int, width: int, scale: tuple[float, float]) -> No
     for _, _, h, w in drawn:
         assert (h + 0.5) * (w + 0.5) >= scale[0] * height * width
         assert (h - 0.5) * (w - 0.5) <= scale[1] * height * width
-        assert (w + 0.5) / (h - 0.5) >= ASPECT[0]
-        assert (w - 0.5) / (h + 0.5) <= ASPECT[1]
+        assert (w + 0.5) / (h - 0.5) >= CROP_ASPECT[0]
+        assert (w - 0.5) / (h + 0.5) <= CROP_ASPECT[1]
     shares = np.array([h * w / (height * width) for _, _, h, w in drawn])
     if scale[1] <= 0.25:  # small boxes always fit, so nothing skews the draws
         assert abs(shares.mean() - sum(scale) / 2) < 0.01
@@ -147,7 +147,7 @@ def test_random_boxes(height: int, width: int, scale: tuple[float, float]) -> No
         logs = np.array([math.log(w / h) for _, _, h, w in drawn])
         assert abs(logs.mean()) < 0.02
         # of a uniform variable from log 3/4 to log 4/3
-        assert abs(logs.std() - (math.log(ASPECT[1]) - math.log(ASPECT[0])) / math.sqrt(12)) < 0.01
+        assert abs(logs.std() - (math.log(CROP_ASPECT[1]) - math.log(CROP_ASPECT[0])) / math.sqrt(12)) < 0.01
         place = np.array([(top / (height - h), left / (width - w)) for top, left, h, w in drawn])
         assert np.abs(place.mean(axis=0) - 0.5).max() < 0.03
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 
 from smkd.classify.pictures import Pictures
 from smkd.data import decoding
-from smkd.data.crops import resize_center_crop
+from smkd.data.augment import resize_center_crop
 from smkd.data.decoding import as_rgb, decode, read_file, shape
 from smkd.errors import DataError
 
@@ -236,7 +236,7 @@ def test_a_thin_image_is_cut_first_with_the_same_result(
 ) -> None:
     image = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (3, height, width), dtype=np.uint8))
     cut = resize_center_crop(image, 36, 32)
-    monkeypatch.setattr("smkd.data.crops.THIN", 1e9)
+    monkeypatch.setattr("smkd.data.augment.THIN", 1e9)
     whole = resize_center_crop(image, 36, 32)
     assert cut.shape == whole.shape == (3, 32, 32)
     assert (cut.int() - whole.int()).abs().max() <= 1

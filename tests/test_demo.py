@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from smkd import api, demo
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data import patterns
 
 LESS = ["epochs=1", "data.limit_per_class=6", "validation.every=0", "evaluation.episodes=20", "log_every=2"]

@@ -12,13 +12,11 @@ import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
 from smkd import api
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import configured_spec, open_split
-from smkd.data.loader import MultiCropDataset, Views, collate, make_views
-from smkd.data.prefetch import on_device
+from smkd.data.loader import MultiCropDataset, Views, collate, make_views, on_device
 from smkd.engine.bench import synthetic_views
-from smkd.engine.compiling import compile_backbones
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import compile_backbones, rates_at
 from smkd.engine.step import Learner
 
 CPU, NOWHERE = torch.device("cpu"), torch.device("meta")

@@ -10,10 +10,10 @@ import pytest
 from numpy.typing import NDArray
 
 from smkd.config.loading import check
-from smkd.config.schema import AugmentConfig, MaskConfig, RunConfig
-from smkd.data import crops, masks
-from smkd.data.draws import Drawing, Draws
-from smkd.data.randomness import Streams, generator
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import AugmentConfig, MaskConfig
+from smkd.data import augment
+from smkd.data.augment import Drawing, Draws, Streams, generator
 
 
 def make_config(**changes: Any) -> RunConfig:
@@ -34,7 +34,7 @@ def plain_box(height: int, width: int, scale: tuple[float, float], rng: np.rando
         w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(0, height - h + 1)), int(rng.integers(0, width - w + 1)), h, w
-    w, h = min(width, round(height * crops.ASPECT[1])), min(height, round(width / crops.ASPECT[0]))
+    w, h = min(width, round(height * augment.CROP_ASPECT[1])), min(height, round(width / augment.CROP_ASPECT[0]))
     return (height - h) // 2, (width - w) // 2, h, w
 
 
@@ -65,7 +65,7 @@ def plain_mask(config: MaskConfig, grid: tuple[int, int], epoch: int, rng: np.ra
     found = True
     while missing > 0 and found:
         found = False
-        for _ in range(masks.TRIES_PER_BLOCK):
+        for _ in range(augment.TRIES_PER_BLOCK):
             area = smallest + rng.random() * (missing - smallest)
             aspect = math.exp(rng.uniform(math.log(0.3), math.log(1 / 0.3)))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
@@ -87,7 +87,7 @@ def plain_draws(config: RunConfig, epoch: int, index: int, height: int, width: i
     for view in range(config.global_views.count + config.local_views.count):
         rng = np.random.Generator(np.random.Philox(key=config.seed, counter=[0, view, index, epoch]))
         kind = config.global_views if view < config.global_views.count else config.local_views
-        boxes.append(crops.Box(*plain_box(height, width, kind.scale, rng)))
+        boxes.append(augment.Box(*plain_box(height, width, kind.scale, rng)))
         colors.append(plain_color(config.augment, view, config.global_views.count, rng))
         if view < config.global_views.count:
             of_masks.append(plain_mask(config.mask, (side, side), epoch, rng))

@@ -8,8 +8,8 @@ import pytest
 
 import smkd
 from smkd.config import loading
-from smkd.config.durations import durations
-from smkd.engine.schedules import rates_at
+from smkd.config.checks import durations
+from smkd.engine.optim import rates_at
 from smkd.errors import ConfigError
 
 NOTHING = ("validation.every=0", "data.limit_per_class=2")

@@ -144,7 +144,7 @@ def test_a_run_whose_data_moved_says_how_to_find_them(folder: Path, make_folder:
     weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
     words = ["data.dataset=folder", "data=photos", "accelerator=cpu", "evaluation.resize=32", "evaluation.crop=32"]
     config = resolve("debug-pretrain", words).model_dump(mode="json")
-    checkpoint.save({"teacher": weights, "config": config}, folder / "net.pt")
+    checkpoint.save_checkpoint({"teacher": weights, "config": config}, folder / "net.pt")
     for verb in (("eval", "net.pt"), ("features", "net.pt", "-o", "x.h5"), ("compare", "net.pt", "net.pt")):
         line = refused(*verb)
         assert f"'net.pt' has its images in 'photos', which does not exist in '{folder}'" in line

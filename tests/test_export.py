@@ -17,11 +17,11 @@ import smkd
 from export_runs import KINDS, add_accuracies, run_folder
 from smkd import api
 from smkd.engine import checkpoint
-from smkd.interop.export_hub import HubBackbone
-from smkd.interop.export_timm import timm_settings
-from smkd.interop.header import Settings
-from smkd.interop.release import Release
 from smkd.models.vit import VisionTransformer
+from smkd.publishing.backbone import PublishedBackbone
+from smkd.publishing.hub import HubBackbone
+from smkd.publishing.timm import timm_settings
+from smkd.weights.header import BackboneInfo
 
 NETWORKS = {name: files.vit(**values) for name, values in KINDS.items()}
 
@@ -68,7 +68,7 @@ def test_an_export_brings_the_settings_of_its_run(run: Path, tmp_path: Path) -> 
     words = ["data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.lr=1e-12", "optim.lr_end=0",
              "optim.teacher_momentum=1.0", "model.embed_dim=64", "model.num_heads=1"]  # fmt: skip
     config = api.resolve("debug-distill", [*words, f"init={path}", f"out={tmp_path / 'next'}"])
-    state = checkpoint.load(api.distill(config) / "checkpoints" / "last.pt")
+    state = checkpoint.load_checkpoint(api.distill(config) / "checkpoints" / "last.pt")
     torch.testing.assert_close(state["teacher"]["backbone.pos_embed"], NETWORKS["plain"].pos_embed)
 
 
@@ -118,9 +118,9 @@ def test_the_folder_has_the_shape_of_timm(tmp_path: Path, kind: str) -> None:
 def test_a_size_that_timm_has_needs_no_arguments(tmp_path: Path) -> None:
     network = VisionTransformer(embed_dim=192, num_heads=3, image_size=224, patch_size=16, depth=12)
     settings = timm_settings(
-        Release(
+        PublishedBackbone(
             network,
-            Settings(
+            BackboneInfo(
                 name="n",
                 network="teacher",
                 config=api.resolve(

@@ -20,11 +20,11 @@ from export_runs import ROTARY, run_folder
 from smkd import api
 from smkd.data.datasets import open_split
 from smkd.errors import CheckpointError, ConfigError
-from smkd.interop import export_graph, export_onnx
-from smkd.interop.export_graph import resampling
-from smkd.interop.export_place import check_free
 from smkd.models.vit import VisionTransformer, resized_positions
-from smkd.publishing import Exported
+from smkd.publishing import program
+from smkd.publishing.place import check_free
+from smkd.publishing.program import resampling
+from smkd.publishing.write import Exported
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -142,7 +142,7 @@ def test_resampling_is_that_of_the_backbone(count: int, native: bool) -> None:
 
 def test_any_size_has_the_positions_of_the_backbone() -> None:
     network = files.vit()
-    twin = export_graph.AnySizeVisionTransformer(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
+    twin = program.AnySizeVisionTransformer(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
     twin.load_state_dict(network.state_dict())
     # native; native in patches but not in pixels; as many patches in another shape
     for height, width in ((32, 32), (33, 33), (33, 32), (16, 64), (48, 24)):
@@ -173,7 +173,7 @@ def test_a_program_that_is_off_is_refused(
 
 def test_a_difference_that_is_no_number_is_refused() -> None:
     with pytest.raises(CheckpointError, match="the program differs from PyTorch by nan"):
-        export_graph.checked_line("onnx", float("nan"), 1.0, dynamic_size=False, by="the program")
+        program.checked_line("onnx", float("nan"), 1.0, dynamic_size=False, by="the program")
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])
@@ -195,7 +195,7 @@ def test_a_former_program_may_be_replaced_and_another_file_not(
 def test_weights_beyond_what_one_file_holds(
     runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export_onnx, "LIMIT", 1000)
+    monkeypatch.setattr(program, "LIMIT", 1000)
     with pytest.raises(ConfigError, match="GB of weights, one ONNX file holds 2; use --to torch-export"):
         smkd.export(runs["stored"], "onnx", tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []

@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 import foreign_files as files
 import smkd
 from export_runs import run_folder
-from smkd.cli import export as verbs
+from smkd.cli import weights as verbs
 from smkd.engine.restore import open_checkpoint
 from smkd.errors import CheckpointError, ConfigError, SmkdError
-from smkd.interop import header
+from smkd.weights import header
 
 app = typer.Typer()
 app.command("export")(verbs.export)

@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 
 import smkd
-from smkd import api, registry
+from smkd import api, extensions
 from smkd.engine.bench import synthetic_views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError
 from smkd.models.pair import Outputs
@@ -29,7 +29,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 @pytest.fixture(autouse=True)
 def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    for known in (registry.matchings, registry.terms):
+    for known in (extensions.matchings, extensions.terms):
         monkeypatch.setattr(known, "registered", {})
 
 
@@ -49,7 +49,7 @@ def announce(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
         known = [EntryPoint(name, value, "smkd.matchings"), EntryPoint("cls", value, "smkd.terms")]
         return EntryPoints(known).select(group=group)
 
-    monkeypatch.setattr(registry, "entry_points", found)
+    monkeypatch.setattr(extensions, "entry_points", found)
 
 
 def train(tmp_path: Path, recipe: str, *words: str) -> list[dict[str, Any]]:
@@ -127,7 +127,7 @@ def test_a_package_announces_a_matching(monkeypatch: pytest.MonkeyPatch) -> None
     config = api.resolve("debug-distill", ["objective.patch.matching=theirs"])
     assert Objective(config.objective, config.head).match is match_paper
     # the name of one of smkd's own terms cannot be taken
-    assert registry.terms.names() == []
+    assert extensions.terms.names() == []
 
 
 def test_a_package_that_cannot_be_imported_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,5 +170,5 @@ def test_a_term_that_needs_something_unknown_is_named() -> None:
 
 def test_a_run_is_read_without_the_package_that_it_was_trained_with(example: dict[str, Any], tmp_path: Path) -> None:
     train(tmp_path, "debug-pretrain", "objective.terms.koleo=0.5", "batch_size=32")
-    registry.terms.registered.clear()
+    extensions.terms.registered.clear()
     assert smkd.load(tmp_path / "run").config.size == "debug"

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from smkd import __version__
 from smkd.errors import DataError
-from smkd.fewshot.feature_file import FeatureWriter, Source, _mapped, read_features, read_source
+from smkd.fewshot.feature_file import FeatureSource, FeatureWriter, _mapped, read_features, read_source
 from smkd.fewshot.features import check_features
 
 NAMES = ("cat", "dog", "hübsch")
-SOURCE = Source(
+SOURCE = FeatureSource(
     model="vit_small/16", checkpoint_sha256="ab" * 32, dataset="folder", split="test",
     transform="resize 360, crop 320", parts=("cls", "weighted_mean"), blocks=2, class_names=NAMES,
 )  # fmt: skip
@@ -127,7 +127,7 @@ def test_streaming_equals_at_once(tmp_path: Path) -> None:
 
 def test_strided_and_empty_batches(tmp_path: Path) -> None:
     values, labels = rows_of(9)
-    with FeatureWriter(tmp_path / "a.h5", rows=9, dim=7, source=Source()) as writer:
+    with FeatureWriter(tmp_path / "a.h5", rows=9, dim=7, source=FeatureSource()) as writer:
         writer.append(values.t().contiguous().t(), labels)
         writer.append(values[:0], labels[:0])
     assert torch.equal(read_features(tmp_path / "a.h5").values, values)
@@ -135,7 +135,7 @@ def test_strided_and_empty_batches(tmp_path: Path) -> None:
 
 def test_many_and_odd_class_names(tmp_path: Path) -> None:
     names = (*(f"class of {i}" for i in range(9000)), "not utf-8: \udcff")
-    with FeatureWriter(tmp_path / "a.h5", rows=2, dim=3, source=Source(class_names=names)) as writer:
+    with FeatureWriter(tmp_path / "a.h5", rows=2, dim=3, source=FeatureSource(class_names=names)) as writer:
         writer.append(torch.ones(2, 3), np.array([5, 9000]))
     features = read_features(tmp_path / "a.h5")
     assert len(features.class_names) == 9001
@@ -165,7 +165,7 @@ def test_every_storage_gives_the_same(tmp_path: Path, storage: dict[str, Any]) -
     assert features.labels.tolist() == [0, 2, 1] * 5
     assert features.class_names == ["class -7", "class 12", "class 64"]
     assert features.skipped == 0
-    assert read_source(tmp_path / "a.h5") == Source()
+    assert read_source(tmp_path / "a.h5") == FeatureSource()
 
 
 def test_numbers_in_other_files_are_refused(tmp_path: Path) -> None:
@@ -375,7 +375,7 @@ def test_no_space_while_writing(tmp_path: Path, small_files: int, limit_at: str)
 def test_no_space_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     with pytest.raises(DataError, match=r"a\.h5': needs [\d,]+ bytes, 1,000 are free"):
-        FeatureWriter(tmp_path / "a.h5", rows=10, dim=7, source=Source()).__enter__()
+        FeatureWriter(tmp_path / "a.h5", rows=10, dim=7, source=FeatureSource()).__enter__()
     assert not list(tmp_path.iterdir())
 
 
@@ -384,14 +384,14 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "file" / "a.h5", tmp_path / "folder"):
         with pytest.raises(DataError, match=f"^cannot write '{path}': "):
-            FeatureWriter(path, rows=1, dim=1, source=Source()).__enter__()
+            FeatureWriter(path, rows=1, dim=1, source=FeatureSource()).__enter__()
 
     def denied(*_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "open", denied)  # root may write anywhere
     with pytest.raises(DataError, match=r"a\.h5': Permission denied$"):
-        FeatureWriter(tmp_path / "a.h5", rows=1, dim=1, source=Source()).__enter__()
+        FeatureWriter(tmp_path / "a.h5", rows=1, dim=1, source=FeatureSource()).__enter__()
     with pytest.raises(DataError, match=r"cannot read '.*file': Permission denied$"):
         read_features(tmp_path / "file")
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file", tmp_path / "folder"]
@@ -400,7 +400,7 @@ def test_places_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_without_rows_is_not_written(tmp_path: Path) -> None:
     with (
         pytest.raises(DataError, match="not one image of the split can be read"),
-        FeatureWriter(tmp_path / "a.h5", rows=3, dim=2, source=Source()),
+        FeatureWriter(tmp_path / "a.h5", rows=3, dim=2, source=FeatureSource()),
     ):
         pass
     assert not list(tmp_path.iterdir())
@@ -409,7 +409,7 @@ def test_a_file_without_rows_is_not_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("shape", [(2, 3), (4, 2), (2,)])
 def test_batches_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...]) -> None:
     def attempt() -> None:
-        with FeatureWriter(tmp_path / "a.h5", rows=3, dim=2, source=Source()) as writer:
+        with FeatureWriter(tmp_path / "a.h5", rows=3, dim=2, source=FeatureSource()) as writer:
             writer.append(torch.zeros(shape), np.zeros(shape[0], np.int64))
 
     with pytest.raises(ValueError, match=r"do not fit a file of \[3, 2\]"):

@@ -12,7 +12,7 @@ import torch
 
 from smkd import fewshot
 from smkd.fewshot.accuracy import Result
-from smkd.viz.fewshot_figures import accuracy_curves, class_confusion, episode_distribution, hardest_sets
+from smkd.viz.figures import accuracy_curves, class_confusion, episode_distribution, hardest_sets
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox"]
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from smkd.config.loading import check
-from smkd.config.schema import HeadConfig, ObjectiveConfig, RunConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import HeadConfig, ObjectiveConfig
 from smkd.data.loader import Views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from golden_files import backbone, cases_within, close, load
 from smkd.config.schema import FeaturesConfig
+from smkd.data.augment import resize_center_crop
 from smkd.data.color import normalize
-from smkd.data.crops import resize_center_crop
 from smkd.data.datasets import CIFAR, IMAGENET
 from smkd.fewshot.accuracy import accuracies, summary
 from smkd.fewshot.episodes import Episodes, Members

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from golden_files import Golden, State, cases_within, close, load
 from smkd.config.schema import HeadConfig, ObjectiveConfig, TemperatureConfig
-from smkd.engine.schedules import temperature
+from smkd.engine.optim import teacher_temperature
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
 from smkd.models.vit import patch_attention
@@ -187,7 +187,7 @@ def test_temperatures_of_the_epoch(path: Path, call: str) -> None:
             start=options[f"warmup_teacher_temp{suffix}"], end=options[f"teacher_temp{suffix}"],
             warmup_epochs=options["warmup_teacher_temp_epochs"],
         )  # fmt: skip
-        assert temperature(config, epoch, hold) == pytest.approx(golden.number(f"{call}/{name}"), abs=1e-12)
+        assert teacher_temperature(config, epoch, hold) == pytest.approx(golden.number(f"{call}/{name}"), abs=1e-12)
 
 
 @pytest.mark.parametrize(("path", "call"), IBOT)

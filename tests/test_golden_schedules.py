@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from golden_files import cases_within, load
 from smkd.config.schema import MaskConfig, TemperatureConfig
-from smkd.data.masks import draw_mask
-from smkd.engine.schedules import cosine, line, temperature
+from smkd.data.augment import draw_mask
+from smkd.engine.optim import cosine, line, teacher_temperature
 
 MASKS = cases_within("masks*.npz", r"(.+)/count_hist")
 DRAWS = 20_000
@@ -42,7 +42,7 @@ def test_temperatures(path: Path, case: str) -> None:
             start=options[f"warmup_teacher_temp{suffix}"], end=options[f"teacher_temp{suffix}"],
             warmup_epochs=options["warmup_teacher_temp_epochs"],
         )  # fmt: skip
-        ours = [temperature(config, epoch, hold) for epoch in range(options["nepochs"])]
+        ours = [teacher_temperature(config, epoch, hold) for epoch in range(options["nepochs"])]
         assert ours == pytest.approx(golden.arrays[f"{case}/{part}"].tolist(), rel=0, abs=1e-12), part
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from golden_files import Golden, State, cases, close, load, own_name, own_state
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.loader import Views
 from smkd.engine import step as engine_step
-from smkd.engine.schedules import Rates, rates_at
+from smkd.engine.optim import Rates, rates_at
 from smkd.engine.step import Learner
 
 RUNS = cases("train_steps*.npz")

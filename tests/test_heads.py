@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from torch import Tensor
 
-from smkd import registry
+from smkd import extensions
 from smkd.errors import ConfigError
 from smkd.fewshot.head import rule_products
 from smkd.fewshot.heads import head_names, heads, make_head
@@ -236,7 +236,7 @@ def test_scores_stay_finite_on_degenerate_support() -> None:
 
 def test_heads_of_other_packages_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     point = EntryPoint("always-first", f"{__name__}:always_first", heads.group)
-    monkeypatch.setattr(registry, "entry_points", lambda group: EntryPoints([point]))
+    monkeypatch.setattr(extensions, "entry_points", lambda group: EntryPoints([point]))
     assert "always-first" in head_names()
     scores = make_head("always-first")(torch.zeros(1, 4, 3), torch.tensor([[0, 1, 0, 1]]), torch.zeros(1, 2, 3), None)  # type: ignore[arg-type]
     assert scores.argmax(dim=-1).tolist() == [[0, 0]]

@@ -13,8 +13,8 @@ from classify_data import photographs
 from image_forms import CLASSES, FORMS, PER_CLASS, pixels
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import describe, open_split
-from smkd.data.image_split import split_of_images
-from smkd.engine.selection import Selection
+from smkd.data.splits import split_of_images
+from smkd.engine.run_folder import Selection
 from smkd.errors import DataError
 from smkd.fewshot.intervals import of_paired_gain
 

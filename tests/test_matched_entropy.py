@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from smkd.objectives import matched
-from smkd.objectives.matched import Matches, Targets, matched_entropy
+from smkd.objectives import patch_entropy
+from smkd.objectives.patch_entropy import Matches, Targets, matched_entropy
 
 DIM, TEMPERATURE = 4, 0.3
 
@@ -37,7 +37,7 @@ def written_out(embedded: Tensor, prototypes: Tensor, targets: Targets, matches:
 def test_value_and_gradients(
     students: int, teachers: int, prototypes: int, matches: int, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(matched, "ELEMENTS_AT_ONCE", {"cpu": at_once, "cuda": at_once})
+    monkeypatch.setattr(patch_entropy, "ELEMENTS_AT_ONCE", {"cpu": at_once, "cuda": at_once})
     embedded, weights, targets, pairs = drawn(students, teachers, prototypes, matches)
     ours = matched_entropy(embedded, weights, targets, pairs, TEMPERATURE)
     plain = written_out(embedded, weights, targets, pairs)
@@ -50,7 +50,7 @@ def test_value_and_gradients(
 
 
 def test_no_more_than_so_many_logits_are_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(matched, "ELEMENTS_AT_ONCE", {"cpu": 50, "cuda": 50})
+    monkeypatch.setattr(patch_entropy, "ELEMENTS_AT_ONCE", {"cpu": 50, "cuda": 50})
     taken: list[int] = []
 
     class Watched(Targets):

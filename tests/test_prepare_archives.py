@@ -20,11 +20,11 @@ from smkd.data.datasets import open_split
 from smkd.errors import DataError
 from smkd.prepare import caltech, omniglot
 from smkd.prepare.archives import Bounds
-from smkd.prepare.build import Plan, Target, build
+from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats
-from smkd.prepare.classes import class_list
 from smkd.prepare.manifest import Identity, manifest_hash, read_manifest
 from smkd.prepare.omniglot import plan_omniglot
+from smkd.prepare.registry import class_list
 
 SHARED = Path(__file__).parents[2] / "shared"
 CALTECH = few("caltech101", 3, classes=2)
@@ -32,7 +32,7 @@ OMNIGLOT = few("omniglot", 2, classes=30)
 
 
 def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
+    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
     return manifest_hash(out)
 
 

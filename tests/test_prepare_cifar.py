@@ -17,7 +17,7 @@ from PIL import Image
 
 from archives_made import PARTS, cifar_archive, cifar_parts, few, python2_pickle, write_tar
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build
+from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.cifar import plan_cifar
 from smkd.prepare.manifest import Identity, manifest_hash, read_manifest
 
@@ -29,7 +29,7 @@ def plan(archive: Path, name: str = "cifar-fs") -> Plan:
 
 
 def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build(Target(out, IDENTITY), plan, {}, processes, lambda done, total: None)
+    build_folder(Target(out, IDENTITY), plan, {}, processes, lambda done, total: None)
     return manifest_hash(out)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from smkd.errors import DataError
-from smkd.prepare.classes import class_list, ilsvrc_counts, table
-from smkd.prepare.registry import BENCHMARKS, benchmark
+from smkd.prepare.registry import BENCHMARKS, benchmark, class_list, class_table, ilsvrc_counts
 
 SHARED = Path(__file__).parents[2] / "shared"
 COUNTS = {
@@ -54,7 +53,7 @@ def test_cifar_labels_are_ranks(name: str) -> None:
 
 def test_tiered_categories_agree_with_the_classes() -> None:
     entries = class_list("tiered-imagenet")
-    for row in table("tiered_imagenet_categories"):
+    for row in class_table("tiered_imagenet_categories"):
         found = [entry for entry in entries if entry.group == row["category_wnid"]]
         assert {entry.split for entry in found} == {row["split"]}
         assert (len(found), sum(e.images for e in found)) == (int(row["classes"]), int(row["images"]))
@@ -74,7 +73,7 @@ def test_caltech_split_is_the_documented_shuffle() -> None:
 
 
 def test_omniglot_val_are_the_smallest_background_alphabets() -> None:
-    background = [row for row in table("omniglot") if row["part"] == "background"]
+    background = [row for row in class_table("omniglot") if row["part"] == "background"]
     smallest = sorted(background, key=lambda row: int(row["characters"]))[:5]
     assert {row["alphabet"] for row in background if row["split"] == "val"} == {row["alphabet"] for row in smallest}
 

@@ -27,10 +27,9 @@ from smkd.cli.data import data_app
 from smkd.errors import DataError
 from smkd.prepare import registry
 from smkd.prepare import run as command
-from smkd.prepare.classes import ClassEntry
 from smkd.prepare.manifest import manifest_hash, read_manifest
-from smkd.prepare.registry import BENCHMARKS, Download
-from smkd.prepare.run import Request, prepare
+from smkd.prepare.registry import BENCHMARKS, ClassEntry, Download
+from smkd.prepare.run import PrepareRequest, prepare
 
 
 def run(*words: str) -> str:
@@ -77,7 +76,7 @@ def test_prepare_refuses(tmp_path: Path, words: list[str], message: str) -> None
 def test_a_folder_in_use_is_refused_before_any_download(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").touch()
     with pytest.raises(DataError, match=r"already holds 'photo\.jpg'"):
-        prepare(Request("cifar-fs", tmp_path), lambda *_: None, pytest.fail)
+        prepare(PrepareRequest("cifar-fs", tmp_path), lambda *_: None, pytest.fail)
 
 
 Small = Callable[..., list[ClassEntry]]

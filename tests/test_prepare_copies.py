@@ -13,7 +13,7 @@ from PIL import Image
 
 from archives_made import few, mini_pickles, picture
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build
+from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.manifest import Identity, manifest_hash
 from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 
@@ -21,7 +21,7 @@ MINI = few("mini-imagenet", 3, classes=2)
 
 
 def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
+    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
     return manifest_hash(out)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from smkd.errors import DataError
-from smkd.prepare.download import fetch
+from smkd.prepare.download import fetch_file
 from smkd.prepare.registry import Download
 
 CONTENT = bytes(range(256)) * 4000
@@ -93,7 +93,7 @@ def download(server: Server, path: str = "/file", content: bytes = CONTENT) -> D
 
 def get(download: Download, folder: Path, seen: list[tuple[int, int | None]] | None = None) -> Path:
     seen = [] if seen is None else seen
-    return fetch(download, folder, lambda done, total: seen.append((done, total)), pause=0.001)
+    return fetch_file(download, folder, lambda done, total: seen.append((done, total)), pause=0.001)
 
 
 def test_a_file_is_fetched_once(server: Server, tmp_path: Path) -> None:

@@ -15,12 +15,19 @@ from PIL import Image
 
 from archives_made import few, ilsvrc_folder, ilsvrc_photos, ilsvrc_tar, mini_lists, picture, write_tar
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build
-from smkd.prepare.classes import ClassEntry, ilsvrc_counts
-from smkd.prepare.ilsvrc import Photo, in_order, open_ilsvrc
+from smkd.prepare.build import Plan, Target, build_folder
+from smkd.prepare.imagenet import (
+    IlsvrcPhoto,
+    find_photo,
+    known_pairs,
+    open_ilsvrc,
+    photos_in_order,
+    plan_mini,
+    plan_tiered,
+    read_lists,
+)
 from smkd.prepare.manifest import Identity, manifest_hash
-from smkd.prepare.mini import find_photo, known_pairs, plan_mini, read_lists
-from smkd.prepare.tiered import plan_tiered
+from smkd.prepare.registry import ClassEntry, ilsvrc_counts
 from smkd.prepare.writing import FileRange
 
 ORDINALS = (2, 3, 6)
@@ -30,7 +37,7 @@ TIERED = few("tiered-imagenet", COUNT, classes=2)
 
 
 def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
+    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
     return manifest_hash(out)
 
 
@@ -86,7 +93,7 @@ def test_resized_images_are_square_rgb(tmp_path: Path, photos: dict[str, dict[st
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (24, 24))
 
 
-def photos_around(pairs: Sequence[tuple[int, int]], count: int, wnid: str) -> list[Photo]:
+def photos_around(pairs: Sequence[tuple[int, int]], count: int, wnid: str) -> list[IlsvrcPhoto]:
     """A class listing with these (ordinal, number) pairs; the other numbers are drawn between them."""
     rng = random.Random(wnid)
     numbers: list[int] = []
@@ -94,7 +101,7 @@ def photos_around(pairs: Sequence[tuple[int, int]], count: int, wnid: str) -> li
         lowest = numbers[-1] + 1 if numbers else 0
         numbers += [*sorted(rng.sample(range(lowest, number), ordinal - 1 - len(numbers))), number]
     numbers += range(numbers[-1] + 1, numbers[-1] + 1 + count - len(numbers))
-    return [Photo(number, f"{wnid}_{number}.JPEG", FileRange("x")) for number in numbers]
+    return [IlsvrcPhoto(number, f"{wnid}_{number}.JPEG", FileRange("x")) for number in numbers]
 
 
 def test_the_300_known_pairs() -> None:
@@ -106,7 +113,7 @@ def test_the_300_known_pairs() -> None:
         known = [(int(published[9:17]), int(real[10:-5])) for published, real in pairs.items()]
         listing = photos_around(known, ilsvrc_counts()[wnid], wnid)
         as_listed = sorted(((photo.name, photo.place) for photo in listing), key=lambda file: file[0])
-        photos = in_order(wnid, "train", as_listed)
+        photos = photos_in_order(wnid, "train", as_listed)
         assert photos == listing
         assert [photo.name for photo in photos] != [name for name, _ in as_listed]
         assert {published: find_photo(photos, published).name for published in pairs} == pairs

@@ -18,7 +18,7 @@ from PIL import Image
 
 from archives_made import cifar_archive, cifar_parts, few
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build, chunks, read_journal
+from smkd.prepare.build import Plan, Target, build_folder, chunks, read_journal
 from smkd.prepare.cifar import plan_cifar
 from smkd.prepare.manifest import Identity, manifest_hash, read_manifest
 from smkd.prepare.writing import Item
@@ -32,7 +32,7 @@ from dataclasses import replace
 from pathlib import Path
 from smkd.prepare.build import Target, build
 from smkd.prepare.cifar import plan_cifar
-from smkd.prepare.classes import class_list
+from smkd.prepare.registry import class_list
 from smkd.prepare.manifest import Identity
 archive, out, processes = sys.argv[1:]
 entries = [replace(entry, images=10) for entry in class_list("cifar-fs")]
@@ -109,7 +109,7 @@ def plan(tmp_path: Path) -> Plan:
 
 
 def write(plan: Plan, out: Path, processes: int = 1, identity: Identity = IDENTITY, source: str = "a") -> None:
-    build(Target(out, identity), plan, {"archive": source}, processes, lambda done, total: None)
+    build_folder(Target(out, identity), plan, {"archive": source}, processes, lambda done, total: None)
 
 
 class KilledError(Exception):

@@ -17,13 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from smkd.config.schema import MaskConfig
-from smkd.data.class_split import split_by_file, split_by_seed
-from smkd.data.crops import crop_resize, random_box, resize_center_crop
+from smkd.data.augment import crop_resize, draw_mask, random_box, resize_center_crop
 from smkd.data.formats import find_images, is_hidden, nfc
-from smkd.data.image_split import FEWEST, split_of_images
 from smkd.data.images import SPLITS, FolderImages
-from smkd.data.masks import draw_mask
 from smkd.data.sources import open_dataset
+from smkd.data.splits import FEWEST, split_by_file, split_by_seed, split_of_images
 
 bounded = settings(
     max_examples=50, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

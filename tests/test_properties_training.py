@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from smkd.config.loading import check
-from smkd.config.schema import RunConfig, SamplerConfig, TemperatureConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import SamplerConfig, TemperatureConfig
 from smkd.data.sampler import EpochSampler
-from smkd.engine.schedules import cosine, line, rates_at, temperature
+from smkd.engine.optim import cosine, line, rates_at, teacher_temperature
 
 few = settings(max_examples=60, derandomize=True, deadline=None)
 sizes = st.integers(1, 4)
@@ -150,14 +151,14 @@ def test_a_cosine_stays_between_its_ends(start: float, end: float, steps: int, w
 )  # fmt: skip
 def test_a_temperature_holds_warms_up_and_stays(start: float, end: float, warmup: int, hold: int, epochs: int) -> None:
     config = TemperatureConfig(start=start, end=end, warmup_epochs=warmup)
-    values = [temperature(config, epoch, hold) for epoch in range(epochs)]
+    values = [teacher_temperature(config, epoch, hold) for epoch in range(epochs)]
     assert values[:hold] == [start] * min(hold, epochs)
     assert values[hold + warmup :] == [end] * max(0, epochs - hold - warmup)
     warming = values[hold : hold + warmup]
     assert is_monotone(warming, rising=end >= start)
     assert warming[:1] == [start] * bool(warming)
     # holding only shifts the rest
-    assert values[hold:] == [temperature(config, epoch) for epoch in range(max(0, epochs - hold))]
+    assert values[hold:] == [teacher_temperature(config, epoch) for epoch in range(max(0, epochs - hold))]
 
 
 def run_config(epochs: int, warmup: int, frozen: int) -> RunConfig:

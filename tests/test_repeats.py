@@ -12,9 +12,11 @@ from PIL import Image
 from cached_photos import settings, train_images
 from plain_losses import cosine, cross_entropy, softened
 from smkd.config.loading import check
-from smkd.config.schema import HeadConfig, ObjectiveConfig, RunConfig, SamplerConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import HeadConfig, ObjectiveConfig, SamplerConfig
 from smkd.data.cache import cached
-from smkd.data.datasets import Images, dataset_spec
+from smkd.data.datasets import dataset_spec
+from smkd.data.images import Images
 from smkd.data.loader import Batch, MultiCropDataset, make_loader, make_views
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.models.head import PatchLogits

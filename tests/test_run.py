@@ -29,13 +29,13 @@ def metrics(out: Path, kind: str) -> list[dict[str, float]]:
 
 
 def weights(out: Path, part: str = "teacher") -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = checkpoint.load(out / "checkpoints" / "last.pt")[part]
+    state: dict[str, torch.Tensor] = checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")[part]
     return state
 
 
 def test_a_run_leaves_what_is_promised(tmp_path: Path) -> None:
     out = run(tmp_path / "a", "validation.every=1", "validation.query=5", "data.limit_per_class=10", "log_every=10")
-    assert loading.load(out / "config.yaml").recipe == "debug-pretrain"
+    assert loading.load_config(out / "config.yaml").recipe == "debug-pretrain"
     assert (out / "command.txt").read_text().strip()
     environment = json.loads((out / "env.json").read_text())
     assert environment["packages"]["torch"] == torch.__version__
@@ -49,7 +49,7 @@ def test_a_run_leaves_what_is_promised(tmp_path: Path) -> None:
     assert all(0 <= line[name] <= 1 for line in epochs for name in ("nmi", "fmi"))
     assert [line["step"] for line in metrics(out, "train")] == [10, 20, 30, 40]
     measured = metrics(out, "validation")
-    best = checkpoint.load(out / "checkpoints" / "best.pt")
+    best = checkpoint.load_checkpoint(out / "checkpoints" / "best.pt")
     assert best["best"] == max(line["accuracy"] for line in measured)
     assert measured[0]["accuracy"] == pytest.approx((measured[0]["5-way 1-shot"] + measured[0]["5-way 5-shot"]) / 2)
 
@@ -57,7 +57,7 @@ def test_a_run_leaves_what_is_promised(tmp_path: Path) -> None:
 def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run(tmp_path / "whole", "epochs=3")
 
-    real = checkpoint.save
+    real = checkpoint.save_checkpoint
     saves = 0
 
     def interrupt(state: dict[str, object], path: Path) -> None:
@@ -92,7 +92,7 @@ def test_another_configuration_in_the_folder_is_refused_unless_overwritten(tmp_p
     with pytest.raises(ConfigError, match="resume=false"):
         run(out, "epochs=1", "resume=false")
     run(out, "epochs=1", "optim.lr=1e-3", "overwrite=true")
-    assert loading.load(out / "config.yaml").optim.lr == 1e-3
+    assert loading.load_config(out / "config.yaml").optim.lr == 1e-3
     assert len(metrics(out, "epoch")) == 1
 
 
@@ -103,7 +103,7 @@ def test_phase_2_starts_from_phase_1(tmp_path: Path) -> None:
     second = run(tmp_path / "second", *frozen, recipe="debug-distill")
     for name, value in weights(first).items():
         torch.testing.assert_close(weights(second)[name], value, rtol=0, atol=0)
-    centres = checkpoint.load(first / "checkpoints" / "last.pt")["objective"]
+    centres = checkpoint.load_checkpoint(first / "checkpoints" / "last.pt")["objective"]
     assert centres["cls_center"].abs().sum() > 0
     # the optimiser's state comes along only on request
     assert _steps_counted(second) < _steps_counted(first) + 12
@@ -112,7 +112,7 @@ def test_phase_2_starts_from_phase_1(tmp_path: Path) -> None:
 
 
 def _steps_counted(out: Path) -> int:
-    state = checkpoint.load(out / "checkpoints" / "last.pt")["optimizer"]["state"]
+    state = checkpoint.load_checkpoint(out / "checkpoints" / "last.pt")["optimizer"]["state"]
     return int(max(float(entry["step"]) for entry in state.values()))
 
 
@@ -161,7 +161,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = run(tmp_path / "a", "epochs=1")
-    monkeypatch.setattr("smkd.objectives.objective.matched_entropy", lambda e, *_: e.sum() * float("nan"))
+    monkeypatch.setattr("smkd.objectives.patch_entropy.matched_entropy", lambda e, *_: e.sum() * float("nan"))
     with pytest.raises(SmkdError, match=r"no longer finite \(loss, mim\) near step 1"):
         run(tmp_path / "b", "epochs=2", "log_every=1", f"init={out}")
     assert not (tmp_path / "b" / "checkpoints").exists()
@@ -169,15 +169,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(
 
 def test_no_space_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
-    checkpoint.save({"epoch": 1}, path)
+    checkpoint.save_checkpoint({"epoch": 1}, path)
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(CheckpointError, match=r"No space left on device; the checkpoint that was there is kept"):
-        checkpoint.save({"epoch": 2}, path)
-    assert checkpoint.load(path)["epoch"] == 1
+        checkpoint.save_checkpoint({"epoch": 2}, path)
+    assert checkpoint.load_checkpoint(path)["epoch"] == 1
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
 
 
@@ -187,10 +187,10 @@ def test_torchs_own_account_of_a_full_disk_is_translated(tmp_path: Path, monkeyp
 
     monkeypatch.setattr("torch.save", full)
     with pytest.raises(CheckpointError, match="unexpected pos"):
-        checkpoint.save({}, tmp_path / "a.pt")
+        checkpoint.save_checkpoint({}, tmp_path / "a.pt")
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
     with pytest.raises(CheckpointError, match="No space left on device"):
-        checkpoint.save({}, tmp_path / "a.pt")
+        checkpoint.save_checkpoint({}, tmp_path / "a.pt")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,13 +204,13 @@ def test_foreign_files_are_refused_without_being_executed(tmp_path: Path) -> Non
 
     torch.save({"format": 1, "student": Evil()}, path)
     with pytest.raises(CheckpointError, match=r"cannot read .*evil\.pt"):
-        checkpoint.load(path)
+        checkpoint.load_checkpoint(path)
     assert not marker.exists()
     (tmp_path / "text.pt").write_text("no checkpoint")
     with pytest.raises(CheckpointError, match=r"text\.pt"):
-        checkpoint.load(tmp_path / "text.pt")
+        checkpoint.load_checkpoint(tmp_path / "text.pt")
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.find(tmp_path)
+        checkpoint.find_checkpoint(tmp_path)
 
 
 def test_python_api_measures_what_it_loads(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_unreadable_images_stop_the_run_or_are_skipped_and_counted(tmp_path: Pat
     assert metrics(out, "epoch")[0]["skipped_images"] == 1
     test_image = root / "test" / "test-1" / "002.jpg"
     test_image.write_bytes(b"no image")
-    config = loading.load(out / "config.yaml")
+    config = loading.load_config(out / "config.yaml")
     with pytest.raises(DataError, match=r"002\.jpg"):
         smkd.evaluate(
             smkd.load(out), config.model_copy(update={"data": config.data.model_copy(update={"on_error": "raise"})})

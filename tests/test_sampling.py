@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from smkd.config.loading import check
-from smkd.config.schema import MaskConfig, RunConfig, SamplerConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import MaskConfig, SamplerConfig
+from smkd.data.augment import draw_mask
 from smkd.data.loader import Batch, MultiCropDataset, Sample, collate, make_loader
-from smkd.data.masks import draw_mask
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.errors import ConfigError, DataError
 

@@ -23,11 +23,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from classify_data import photographs
-from smkd import api, distributed
+from smkd import api, distributed, processes
 from smkd.classify import encoder
 from smkd.cli import app
 from smkd.config.loading import check, resolve
-from smkd.data import processes
 from smkd.data.loader import worker_count
 from smkd.errors import ConfigError, DataError, SmkdError
 

@@ -16,10 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from image_forms import CLASSES, FORMS, PER_CLASS, SPLITS, make_classes, make_shards, make_table, make_tree, pixels
 from smkd.config import loading
 from smkd.config.schema import DataConfig
-from smkd.data.class_split import split_by_seed
 from smkd.data.datasets import DATASETS, configured_spec, describe, open_split
 from smkd.data.images import FolderImages, Images
 from smkd.data.sources import open_dataset
+from smkd.data.splits import split_by_seed
 from smkd.errors import ConfigError, DataError
 
 

@@ -8,7 +8,7 @@ import torch
 from plain_step import PlainStep
 from smkd import api
 from smkd.engine.bench import synthetic_views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 
 CPU = torch.device("cpu")

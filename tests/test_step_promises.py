@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from smkd import api
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
 from smkd.data.loader import MultiCropDataset, Views, batches, make_loader
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
 from smkd.engine.bench import synthetic_views
+from smkd.engine.optim import Rates, rates_at
 from smkd.engine.restore import restore
-from smkd.engine.schedules import Rates, rates_at
 from smkd.engine.step import Learner
 
 CPU = torch.device("cpu")
@@ -121,8 +121,8 @@ def test_a_restored_learner_goes_on_as_the_first_would(tmp_path: Path, autocast:
         assert first.scaler.get_scale() < 2.0**16, "it overflowed at first"
     else:
         stepped(first, config, range(3))
-    checkpoint.save(first.state(), tmp_path / "a.pt")
-    assert restore(second, checkpoint.load(tmp_path / "a.pt"), optimizer=True) == []
+    checkpoint.save_checkpoint(first.state(), tmp_path / "a.pt")
+    assert restore(second, checkpoint.load_checkpoint(tmp_path / "a.pt"), optimizer=True) == []
     assert second.scaler.state_dict() == first.scaler.state_dict()
     assert stepped(first, config, range(7, 12)) == stepped(second, config, range(7, 12))
     assert second.scaler.state_dict() == first.scaler.state_dict()
@@ -135,8 +135,8 @@ def test_without_the_optimiser_only_weights_and_centres_come_along(tmp_path: Pat
     first, second = (Learner.create(config, 4, CPU, torch.float16) for _ in range(2))
     fresh = second.scaler.state_dict()
     stepped(first, config, range(3))
-    checkpoint.save(first.state(), tmp_path / "a.pt")
-    restore(second, checkpoint.load(tmp_path / "a.pt"), optimizer=False)
+    checkpoint.save_checkpoint(first.state(), tmp_path / "a.pt")
+    restore(second, checkpoint.load_checkpoint(tmp_path / "a.pt"), optimizer=False)
     assert second.scaler.state_dict() == fresh
     assert not second.optimizer.state
     assert np.isfinite(float(first.objective.cls_center.norm()))

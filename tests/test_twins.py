@@ -14,9 +14,9 @@ import plain_losses as plain
 from smkd.config.schema import HeadConfig, ObjectiveConfig
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
-from smkd.objectives import cls, matched, mim, patch
-from smkd.objectives.matched import Matches, Targets, matched_entropy
+from smkd.objectives import cls, patch, patch_entropy
 from smkd.objectives.objective import Losses, Objective
+from smkd.objectives.patch_entropy import Matches, Targets, matched_entropy
 
 CASES = range(50)
 PATTERNS = ("distinct", "equal", "single", "mixed", "mixed")
@@ -209,7 +209,7 @@ def test_entropy_through_prototypes(number: int, rows_at_once: int, monkeypatch:
         torch.randint(rows, (pairs,), generator=generator), torch.randint(teacher_rows, (pairs,), generator=generator),
         normal(pairs).abs(), 1,
     )  # fmt: skip
-    monkeypatch.setitem(matched.ELEMENTS_AT_ONCE, "cpu", rows_at_once * prototypes)
+    monkeypatch.setitem(patch_entropy.ELEMENTS_AT_ONCE, "cpu", rows_at_once * prototypes)
     value = matched_entropy(embedded, weights, targets, matches, 0.3)
     p = plain.softened(targets.embedded @ targets.prototypes.T, targets.center, 0.4)
     z = embedded @ weights.T / 0.3
@@ -246,7 +246,7 @@ def test_entropy_in_low_precision(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("number", CASES)
 def test_masked_patches(number: int) -> None:
     case = make_case(number)
-    matches = mim.match_masked(case.masks, torch.device("cpu"))
+    matches = patch.match_masked(case.masks, torch.device("cpu"))
     value = entropy(case.patch_targets, case.patch_student, matches)
     expected, terms = plain.masked_patches(case.patch_targets, case.patch_student, case.masks)
     assert matches.terms == terms

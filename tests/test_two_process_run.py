@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 
 from smkd import api
 from smkd.data.loader import Views
-from smkd.engine.schedules import Rates
+from smkd.engine.optim import Rates
 from smkd.engine.step import Learner, StepResult
 from smkd.engine.train import train
 

@@ -13,8 +13,7 @@ import torch
 import torch.multiprocessing as mp
 
 from smkd import distributed
-from smkd.engine.meter import Meter
-from smkd.engine.runlog import RunLog
+from smkd.engine.log import Meter, RunLog
 from smkd.engine.step import StepResult
 from whole_steps import ACROSS, IMAGES, SUBSETS, WITHIN, Outcome, assert_same, config_of, learned, one_step, only
 

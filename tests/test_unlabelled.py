@@ -13,7 +13,8 @@ from image_forms import encoded
 from smkd import adaptation, api
 from smkd.classify.pictures import support_images
 from smkd.config.schema import DataConfig
-from smkd.data.datasets import UnlabelledImages, describe, open_split, open_validation
+from smkd.data.datasets import describe, open_split, open_validation
+from smkd.data.images import UnlabelledImages
 from smkd.data.sources import open_dataset
 from smkd.errors import ConfigError, DataError, SmkdError
 

@@ -12,9 +12,9 @@ from cached_photos import write_photos
 from smkd import api
 from smkd.adaptation import planned
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import PatternImages, describe, open_split
-from smkd.engine.bench import bench
+from smkd.engine.bench import measure_steps
 from smkd.errors import ConfigError, DataError
 
 QUICK = ("epochs=1", "validation.every=0", "data.limit_per_class=2", "num_workers=0", "accelerator=cpu")
@@ -39,7 +39,7 @@ def test_typed_data_is_looked_at_whatever_the_recipe(recipe: str, photos: Path) 
     with pytest.raises(DataError, match="data folder '/nowhere' does not exist"):
         open_split(nowhere.data, "train")
     with pytest.raises(DataError, match="data folder '/nowhere' does not exist"):
-        bench(nowhere, 1)
+        measure_steps(nowhere, 1)
 
 
 @pytest.mark.parametrize("recipe", EMBEDDED)
@@ -73,7 +73,7 @@ def test_adapt_is_told_everything_once(word: str, photos: Path, tmp_path: Path) 
 def test_bench_measures_one_device() -> None:
     config = loading.resolve("debug-pretrain", ["devices=2"])
     with pytest.raises(ConfigError, match="devices=2 num_nodes=1: bench measures one device"):
-        bench(config, 1)
+        measure_steps(config, 1)
 
 
 # ---- phase 2 without phase 1

@@ -17,11 +17,10 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from smkd.cli import verify as verbs
+from smkd.cli import data as verbs
 from smkd.data.datasets import DATASETS, PatternImages
-from smkd.data.scan import CHUNK, look, scan
+from smkd.data.inspect import SCANNED_AT_ONCE, channel_statistics, image_statistics, look, scan
 from smkd.data.sources import open_dataset
-from smkd.data.statistics import channel_statistics, image_statistics
 from smkd.data.verify import Report, verify
 from smkd.errors import DataError
 from smkd.prepare.manifest import Identity, write_manifest
@@ -182,7 +181,7 @@ def test_the_benchmarks_lists_are_compared_with(root: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_processes_find_the_same(root: Path) -> None:
-    for number in range(CHUNK):
+    for number in range(SCANNED_AT_ONCE):
         save(root / "train" / "train-2" / f"more-{number}.jpg", 5, 5, number % 7)
     cut(root / "train" / "train-2" / "more-9.jpg")
     assert check(root, jobs=3) == check(root)

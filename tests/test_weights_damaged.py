@@ -19,14 +19,15 @@ import torch
 
 import foreign_files as files
 from classify_data import photographs, tiny_network
-from smkd import adaptation, api, publishing
+from smkd import adaptation, api
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
-from smkd.cli import interop
+from smkd.cli import weights
 from smkd.engine import checkpoint
 from smkd.engine.restore import backbone_of, open_checkpoint, restore
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError, DataError, SmkdError
-from smkd.interop.reading import read
+from smkd.publishing import write
+from smkd.weights.read import read_weights
 
 BASE = api.resolve("debug-pretrain", ["accelerator=cpu"])
 MODEL = files.vit()
@@ -68,9 +69,9 @@ def test_on_every_road(tmp_path: Path) -> None:
         "eval and features": lambda: api.open_features(path, recipe="debug-pretrain"),
         "fit": lambda: FewShotClassifier(path).fit([str(file) for file in data.rglob("*.png")], list("aaabbb")),
         "index": lambda: open_encoder(path),
-        "export": lambda: publishing.export(path, "safetensors", tmp_path / "a.safetensors"),
-        "from_pretrained": lambda: publishing.from_pretrained(path),
-        "import": lambda: interop.import_(str(path), tmp_path / "out.pt"),
+        "export": lambda: write.export(path, "safetensors", tmp_path / "a.safetensors"),
+        "from_pretrained": lambda: write.from_pretrained(path),
+        "import": lambda: weights.import_(str(path), tmp_path / "out.pt"),
         "adapt": lambda: adaptation.adapt(data, tmp_path / "run", path),
         "init": lambda: api.pretrain(
             api.resolve("debug-pretrain", [f"out={tmp_path / 'a'}", f"init={path}", "model.embed_dim=64",
@@ -231,8 +232,8 @@ def run(learner: Learner) -> dict[str, Any]:
 
 
 def resumed(state: dict[str, Any], learner: Learner, path: Path) -> None:
-    checkpoint.save(state, path)
-    restore(learner, checkpoint.load(path), optimizer=True)
+    checkpoint.save_checkpoint(state, path)
+    restore(learner, checkpoint.load_checkpoint(path), optimizer=True)
 
 
 def test_a_checkpoint_without_a_part_names_it(run: dict[str, Any], learner: Learner, tmp_path: Path) -> None:
@@ -241,7 +242,7 @@ def test_a_checkpoint_without_a_part_names_it(run: dict[str, Any], learner: Lear
         without = {name: value for name, value in run.items() if name != key}
         with pytest.raises(CheckpointError, match=f"{key} is missing; the checkpoint is damaged"):
             resumed(without, learner, tmp_path / "a.pt")
-    checkpoint.save({name: value for name, value in run.items() if name != "teacher"}, tmp_path / "a.pt")
+    checkpoint.save_checkpoint({name: value for name, value in run.items() if name != "teacher"}, tmp_path / "a.pt")
     with pytest.raises(CheckpointError, match=r"a\.pt': teacher is missing"):
         api.load(tmp_path / "a.pt")
 
@@ -382,7 +383,7 @@ def test_headers_that_are_none(tmp_path: Path, header: str) -> None:
     safetensors.torch.save_file({"a": torch.ones(1)}, tmp_path / "clf.smkd", {"smkd": header})
     with pytest.raises(CheckpointError, match=r"clf\.smkd'"):
         FewShotClassifier.load(tmp_path / "clf.smkd")
-    assert "a" in read(tmp_path / "clf.smkd")
+    assert "a" in read_weights(tmp_path / "clf.smkd")
 
 
 def test_a_backbone_with_damaged_settings_is_not_built(run: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ import typer
 from typer.testing import CliRunner
 
 import foreign_files as files
-from smkd import api, publishing
+from smkd import api
 from smkd.classify import FewShotClassifier, open_encoder
-from smkd.cli import adapt, browser, classify, export, fewshot, interop
+from smkd.cli import classify, fewshot, training, weights
 from smkd.engine.restore import open_checkpoint
 from smkd.errors import CheckpointError, SmkdError
-from smkd.interop.architecture import recognise
-from smkd.interop.attention import TIMM, heads_of, known_heads
+from smkd.publishing import write
+from smkd.weights.architecture import read_architecture
+from smkd.weights.attention_heads import TIMM, heads_of, known_heads
 
 BASE = api.resolve("debug-pretrain")
 WIDE = files.vit(embed_dim=128, num_heads=4)
@@ -54,7 +55,7 @@ def test_published_vits_have_their_heads(dim: int, depth: int, rotary: bool, hea
 def test_a_huge_vit_is_recognised_from_its_shapes() -> None:
     with torch.device("meta"):
         weights = files.weights(files.VisionTransformer(patch_size=14, embed_dim=1280, depth=32, num_heads=16))
-    assert recognise(weights, "f", heads=None, rotary_side=None)[0].num_heads == 16
+    assert read_architecture(weights, "f", heads=None, rotary_side=None)[0].num_heads == 16
 
 
 def test_a_guess_is_said_to_be_one(tmp_path: Path) -> None:
@@ -115,19 +116,19 @@ def test_names_of_timm(tmp_path: Path) -> None:
 def test_heads_may_be_said_wherever_weights_are_taken(tmp_path: Path) -> None:
     path = files.saved(files.weights(WIDE), tmp_path / "model.pth")
     for commands in (
-        fewshot.features, fewshot.evaluate, fewshot.compare, classify.fit, classify.index, browser.app, adapt.adapt,
-        export.export, interop.import_,
+        fewshot.features, fewshot.evaluate, fewshot.compare, classify.fit, classify.index, classify.app, training.adapt,
+        weights.export, weights.import_,
     ):  # fmt: skip
         app = typer.Typer()
         app.command()(commands)
         assert "--heads" in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output
     for network in (
-        api.load(path, heads=8), publishing.from_pretrained(path, heads=8), open_encoder(path, heads=8).backbone,
+        api.load(path, heads=8), write.from_pretrained(path, heads=8), open_encoder(path, heads=8).backbone,
     ):  # fmt: skip
         assert network is not None
         assert network.blocks[0].attn.num_heads == 8
     assert FewShotClassifier(path, heads=8).get_params()["heads"] == 8
-    written = publishing.export(path, "safetensors", tmp_path / "a.safetensors", heads=8).path
+    written = write.export(path, "safetensors", tmp_path / "a.safetensors", heads=8).path
     assert api.load(written).blocks[0].attn.num_heads == 8
     with pytest.raises(CheckpointError, match="is of smkd and has 8 heads, not 4; leave --heads out"):
         api.load(written, heads=4)

@@ -19,9 +19,11 @@ from smkd import fewshot
 from smkd.app import support as app_support
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.config.loading import resolve
-from smkd.data.datasets import DatasetSpec, FolderImages
+from smkd.config.schema import FeaturesConfig
+from smkd.data.datasets import DatasetSpec
+from smkd.data.images import FolderImages
 from smkd.errors import CheckpointError, DataError, SmkdError
-from smkd.fewshot.features import FeaturesConfig, backbone_stream
+from smkd.fewshot.features import backbone_stream
 
 X, Y = blobs((6, 6, 6, 6, 6, 6))
 BAD = {"nan": np.nan, "infinite": np.inf, "minus infinite": -np.inf, "too large for squares": 3e25}

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from smkd.config.loading import check
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.loader import Views
-from smkd.engine.schedules import rates_at
+from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 
 IMAGES = 8

@@ -29,10 +29,13 @@ __all__ = [
 
 if TYPE_CHECKING:
     from smkd.adaptation import adapt
-    from smkd.api import Result, RunConfig, distill, evaluate, load, pretrain, resolve
+    from smkd.api import distill, evaluate, load, pretrain
     from smkd.classify import FewShotClassifier
-    from smkd.publishing import export, from_pretrained
-    from smkd.registry import register_matching, register_term
+    from smkd.config.loading import resolve
+    from smkd.config.run_config import RunConfig
+    from smkd.extensions import register_matching, register_term
+    from smkd.fewshot.accuracy import Result
+    from smkd.publishing.write import export, from_pretrained
 
 
 def __getattr__(name: str) -> Any:
@@ -46,13 +49,13 @@ def __getattr__(name: str) -> Any:
 
         return adapt
     if name in ("export", "from_pretrained"):
-        from smkd import publishing
+        from smkd.publishing import write
 
-        return getattr(publishing, name)
+        return getattr(write, name)
     if name in ("register_matching", "register_term"):
-        from smkd import registry
+        from smkd import extensions
 
-        return getattr(registry, name)
+        return getattr(extensions, name)
     if name in __all__:
         from smkd import api
 

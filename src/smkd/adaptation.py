@@ -12,22 +12,22 @@ from typing import Any, Literal
 import numpy as np
 
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import configured_spec, open_source, open_split
 from smkd.data.images import Images
+from smkd.device import pick_device
 from smkd.engine import checkpoint
-from smkd.engine.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.validation import FewShotValidation, HeldOutImages, Verdicts, backbone_features, verdicts
 from smkd.files import listed
-from smkd.interop.architecture import Architecture
-from smkd.interop.load import MARK
+from smkd.weights.architecture import Architecture
+from smkd.weights.load import MARK
 
 RECIPE = "adapt"
-CLASSES = 30
+ENOUGH_CLASSES = 30
 """With so many classes whole ones are held out: then at least five select the checkpoint, and five others measure."""
 WAY, SHOTS, QUERY = 5, (1, 5), 15
 PER_CLASS, SMALLEST_BATCH = 4, 16
@@ -38,7 +38,7 @@ VALIDATIONS = 10
 LR_WIDTH = 0.096
 """Learning rate times channels: wider networks take smaller steps (Yang et al., NeurIPS 2021)."""
 HeldOut = Literal["classes", "images"]
-Settings = Mapping[str, Any]
+SettingValues = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ def adapt(
     """
     config, held_out = planned(data, out, backbone, settings, heads)
     run = launch(config, FewShotValidation() if held_out == "classes" else HeldOutImages())
-    best = checkpoint.find(run)
+    best = checkpoint.find_checkpoint(run)
     return Adapted(
-        run, held_out, config.evaluation.split, int(checkpoint.load(best)["epoch"]),
+        run, held_out, config.evaluation.split, int(checkpoint.load_checkpoint(best)["epoch"]),
         _measured(backbone, config, held_out), _measured(best, config, held_out),
     )  # fmt: skip
 
@@ -131,12 +131,12 @@ def _check_settings(settings: Iterable[str]) -> None:
             raise ConfigError(f"{word}: `smkd adapt` is told that by DATA, --out and --backbone; leave it out")
 
 
-def _words(settings: Settings) -> list[str]:
+def _words(settings: SettingValues) -> list[str]:
     # JSON is YAML
     return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
 
 
-def _of_backbone(state: dict[str, Any]) -> Settings:
+def _of_backbone(state: dict[str, Any]) -> SettingValues:
     """What a checkpoint says of its backbone: architecture, head, normalisation, pooling, view sizes and colours."""
     given = loading.check(state["config"])
     spec = configured_spec(given.data)
@@ -170,7 +170,7 @@ def _held_out(config: RunConfig, keys: Set[str]) -> tuple[HeldOut, str]:
     if not source.own_splits:
         if "data.split_by" in keys:
             return config.data.split_by, config.evaluation.split
-        by_class = config.data.split_file is not None or len(source.classes["train"]) >= CLASSES
+        by_class = config.data.split_file is not None or len(source.classes["train"]) >= ENOUGH_CLASSES
         return ("classes" if by_class else "images"), config.evaluation.split
     for split in ("train", "val"):
         source.open(split)
@@ -210,7 +210,7 @@ def _sampler(train: Images, config: RunConfig) -> dict[str, int]:
     return {"classes": classes, "per_class": min(wanted, len(train) // total)}
 
 
-def _schedule(steps: int, epochs: int) -> Settings:
+def _schedule(steps: int, epochs: int) -> SettingValues:
     # the teacher averages over a tenth of the run
     momentum = 1 - 10 / steps
     return {
@@ -219,11 +219,11 @@ def _schedule(steps: int, epochs: int) -> Settings:
     }  # fmt: skip
 
 
-def _rate(config: RunConfig) -> Settings:
+def _rate(config: RunConfig) -> SettingValues:
     return {"optim.lr": round(LR_WIDTH / Architecture.of(config.model).embed_dim, 6)}
 
 
-def _protocol(images: Images, split: str, held_out: HeldOut) -> Settings:
+def _protocol(images: Images, split: str, held_out: HeldOut) -> SettingValues:
     """Ways, shots and queries that the classes with two images or more allow; the others fall out, and are named.
 
     Raises:

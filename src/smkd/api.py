@@ -11,22 +11,23 @@ from typing import Any, Literal
 import torch
 
 from smkd.config.loading import changed, resolve
-from smkd.config.schema import ProtocolConfig, RunConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import ProtocolConfig
 from smkd.data.datasets import open_split
 from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS
-from smkd.engine.device import pick_device
+from smkd.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
-from smkd.fewshot.feature_file import Source, read_features, read_source
+from smkd.fewshot.feature_file import FeatureSource, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, sha256
-from smkd.interop.load import MARK
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
+from smkd.weights.load import MARK
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
 
@@ -98,7 +99,7 @@ class Opened:
     """
 
     name: str
-    about: Source
+    about: FeatureSource
     protocol: ProtocolConfig
     stream: Stream | None
 
@@ -192,14 +193,14 @@ def _stream(source: VisionTransformer | Literal["pixels"], config: RunConfig, pr
 
 def _about(
     source: VisionTransformer | str, name: str, config: RunConfig, stream: Stream, checkpoint_sha256: str
-) -> Source:
+) -> FeatureSource:
     protocol, pixels = config.evaluation, isinstance(source, str)
     size = config.model
     network = f"{name}: ViT-{size.size}/{size.patch_size}"
     transform = (
         f"resize {PIXEL_SIDE}, crop {PIXEL_SIDE}" if pixels else f"resize {protocol.resize}, crop {protocol.crop}"
     )
-    return Source(
+    return FeatureSource(
         model="pixels" if pixels else network, checkpoint_sha256=checkpoint_sha256, dataset=config.data.name,
         split=protocol.split, transform=transform, parts=() if pixels else config.features.parts,
         blocks=0 if pixels else config.features.blocks, class_names=tuple(stream.images.class_names),

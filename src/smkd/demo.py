@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from smkd import api
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
-from smkd.engine.runlog import console
+from smkd.engine.log import console
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Result
 from smkd.files import expanded, explained, written_aside
-from smkd.viz import fewshot_figures
+from smkd.viz import figures
 from smkd.viz.figures import accuracy_bars, attention_grid, loss_curves, views_grid
-from smkd.viz.report import Section, write_report
-from smkd.viz.tables import rich_table
+from smkd.viz.measured import rich_table
+from smkd.viz.report import ReportSection, write_report
 
-LOSSES = (
+LOSS_CURVES = (
     "They rise in steps with the teacher's temperature, which grows each epoch and softens the targets: a loss can "
     "fall no lower than the entropy of its targets. Accuracy on unseen classes is what tells progress."
 )
@@ -103,35 +103,37 @@ def _write_report(
         "phase 2": api.load(runs[1]),
     }
     sections = [
-        Section(
+        ReportSection(
             "Accuracy on unseen classes",
             _protocol(second),
             _table(results),
             [(accuracy_bars(bars), "Accuracy and interval")],
         ),
-        Section(
+        ReportSection(
             "Which classes are hard",
             f"After phase 2, {results['phase2'][-1].way}-way {results['phase2'][-1].shot}-shot.",
             figures=[
-                (fewshot_figures.episode_distribution(results["phase2"][-1]), "Accuracy of single episodes"),
+                (figures.episode_distribution(results["phase2"][-1]), "Accuracy of single episodes"),
                 (
-                    fewshot_figures.confusion(results["phase2"][-1]),
+                    figures.confusion(results["phase2"][-1]),
                     "Queries of a class (row) given to another (column)",
                 ),
             ],
         ),
-        Section("Losses", LOSSES, figures=[(loss_curves({"phase 1": runs[0], "phase 2": runs[1]}), "Weighted terms")]),
-        Section(
+        ReportSection(
+            "Losses", LOSS_CURVES, figures=[(loss_curves({"phase 1": runs[0], "phase 2": runs[1]}), "Weighted terms")]
+        ),
+        ReportSection(
             "What the student sees",
             "Training patterns with their views; dark patches are hidden from the student, never from the teacher.",
             figures=[(views_grid(train, first, list(of_train)), "Image, global views with masks, local views")],
         ),
-        Section(
+        ReportSection(
             "Where the networks look",
             "Unseen patterns and the last block's [CLS] attention over their patches, heads averaged.",
             figures=[(attention_grid(backbones, unseen, first, list(of_test)), "Attention of [CLS]")],
         ),
-        Section("Commands", preformatted=f"smkd demo -o {path.parent}\nsmkd eval {runs[1]}"),
+        ReportSection("Commands", preformatted=f"smkd demo -o {path.parent}\nsmkd eval {runs[1]}"),
     ]
     write_report(
         path,

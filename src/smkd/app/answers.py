@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from smkd.app.drawing import attention_picture, central_square, matches_picture
-from smkd.app.explain import Match, match_patches, see
+from smkd.app.explain import Match, attention_picture, central_square, match_patches, matches_picture, see
 from smkd.app.support import Photo, Support
 from smkd.classify.encoder import Encoder
 from smkd.classify.estimator import FewShotClassifier

@@ -19,7 +19,7 @@ from smkd.errors import DataError, SmkdError
 
 MOST_QUERIES = 50
 NO_NETWORK = "Plain colours have no attention and no patches: give a network as --backbone to see them."
-Shots = list[tuple[str, str | None]] | None
+GalleryItems = list[tuple[str, str | None]] | None
 """What a gallery holds: files with their captions."""
 
 
@@ -43,7 +43,7 @@ def remove_class(number: int, support: Support, drawn: int) -> tuple[Support, in
     return support.without_class(number), drawn + 1
 
 
-def rename(number: int, name: str, support: Support) -> tuple[Any, Any, Any, str]:
+def rename_class(number: int, name: str, support: Support) -> tuple[Any, Any, Any, str]:
     """Another name: the support, the labels that have the name in them, and what is wrong with it."""
     try:
         renamed = support.renamed(number, name)
@@ -53,7 +53,7 @@ def rename(number: int, name: str, support: Support) -> tuple[Any, Any, Any, str
     return renamed, gr.Gallery(label=photographs(name)), gr.Button(removal(name)), ""
 
 
-def set_photos(encoder: Encoder, number: int, shots: Shots, support: Support) -> tuple[Any, Any, Any]:
+def set_photos(encoder: Encoder, number: int, shots: GalleryItems, support: Support) -> tuple[Any, Any, Any]:
     """The photographs that a class has now: the support, those that can be read, and a line about the others."""
     paths, before = _paths(shots), support.photos(number)
     if paths == [photo.path for photo in before]:
@@ -97,7 +97,7 @@ def press_learn(
     return lesson, said, button
 
 
-def take(encoder: Encoder, shots: Shots, before: Sequence[Photo]) -> tuple[Any, Any, Any]:
+def take(encoder: Encoder, shots: GalleryItems, before: Sequence[Photo]) -> tuple[Any, Any, Any]:
     """Photographs to classify: those that can be read, and a line about the others."""
     paths = _paths(shots)
     if paths == [photo.path for photo in before]:
@@ -147,7 +147,7 @@ def wrong(*lines: object) -> str:
     return f"<p class='wrong' role='alert'>{html.escape(str(lines[0]))}{more}</p>"
 
 
-def _paths(shots: Shots) -> list[str]:
+def _paths(shots: GalleryItems) -> list[str]:
     return [path for path, _ in shots or []]
 
 

@@ -46,7 +46,7 @@ CSS = """
 """
 
 
-def build(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Blocks:
+def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Blocks:
     """The page.
 
     Args:
@@ -161,7 +161,7 @@ def _card(encoder: Encoder, state: gr.State, drawn: gr.State, group: Group) -> N
     said = gr.HTML(elem_classes="said")
     remove = gr.Button(events.removal(group.name), size="sm")
     _when(
-        [name.submit, name.blur], partial(events.rename, key), [name, state], [state, photos, remove, said],
+        [name.submit, name.blur], partial(events.rename_class, key), [name, state], [state, photos, remove, said],
         show_progress="hidden", trigger_mode="always_last",
     )  # fmt: skip
     _when(

@@ -62,9 +62,9 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = name
         start = START if folder is None else _begun(encoder, folder, place)
 
-        from smkd.app.page import CSS, THEME, build
+        from smkd.app.page import CSS, THEME, build_page
 
-        page = build(encoder, start, place, about)
+        page = build_page(encoder, start, place, about)
         say(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} (Ctrl+C ends it)")
         page.launch(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=THEME, css=CSS,

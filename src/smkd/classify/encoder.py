@@ -17,20 +17,21 @@ from torch import Tensor
 from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
 from smkd.classify.storage import WEIGHTS, settings_fault
 from smkd.config.loading import resolve
-from smkd.config.schema import FeaturesConfig, ModelConfig, RunConfig, Section
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import FeaturesConfig, ModelConfig, Section
 from smkd.data.datasets import DatasetSpec, configured_spec
-from smkd.data.processes import allowed
-from smkd.engine.device import autocast_type, pick_device
+from smkd.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import cores
-from smkd.interop.architecture import check_described
-from smkd.interop.load import MARK
 from smkd.models.finite import check_finite
 from smkd.models.mlp import SwiGlu
 from smkd.models.vit import Block, LayerScale, VisionTransformer
+from smkd.processes import allowed
 from smkd.progress import Track
+from smkd.weights.architecture import check_described
+from smkd.weights.load import MARK
 
 PIXELS = "pixels"
 FOREIGN_RECIPE = "folder-pretrain"

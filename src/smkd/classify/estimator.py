@@ -19,18 +19,18 @@ from torch import Tensor
 from smkd.classify import storage
 from smkd.classify.encoder import Encoder, open_encoder
 from smkd.classify.known import Familiarities, Known, familiarity
-from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, left_out, temperature
+from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, fitted_temperature, left_out
 from smkd.classify.pictures import InputError, as_pictures
-from smkd.config.schema import RunConfig, Section
-from smkd.config.section import Count
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import Count, Section
 from smkd.errors import CheckpointError, ConfigError, DataError
-from smkd.fewshot.features import check_finite, plain
+from smkd.fewshot.features import check_finite_rows, plain
 from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import make_head
 from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
 
-KIND = "classifier"
+CLASSIFIER_KIND = "classifier"
 PARTS = {"own": torch.bool, "known": torch.float64, "strange": torch.float64}
 """What a file holds of `LeftOutAccuracy` besides labels and classes."""
 CONTROL = ("Cc", "Zl", "Zp")
@@ -231,7 +231,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             )  # fmt: skip
         except ValidationError as error:
             raise CheckpointError(f"cannot write '{path}': {storage.settings_fault(error)}") from error
-        storage.write(expanded(path), KIND, settings.model_dump(mode="json"), tensors)
+        storage.write(expanded(path), CLASSIFIER_KIND, settings.model_dump(mode="json"), tensors)
 
     @classmethod
     def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
@@ -240,7 +240,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: missing, cut short, or not a classifier.
         """
-        values, tensors = storage.read(expanded(path), KIND)
+        values, tensors = storage.read(expanded(path), CLASSIFIER_KIND)
         try:
             settings = _Settings.model_validate(values)
             make_head(settings.chosen, torch.zeros(1))
@@ -259,7 +259,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise CheckpointError(f"'{path}': its labels are not those of its classes; make it again")
         if not support.shape[1] or (encoder is not None and encoder.dim != support.shape[1]):
             raise CheckpointError(f"'{path}': its features are not those of its backbone; make it again")
-        check_finite(support, f"'{path}': support")
+        check_finite_rows(support, f"'{path}': support")
         left = _left_out(tensors, classes, labels, path)
         loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
         loaded.encoder_ = encoder
@@ -280,7 +280,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         chosen = choose_head(support, labels, self.seed) if self.head == AUTO else self.head
         self._keep(support, labels, classes, chosen)
         left = self._leave_out()
-        self.temperature_ = temperature(left, self._learned)
+        self.temperature_ = fitted_temperature(left, self._learned)
 
     def _leave_out(self) -> LeftOut:
         """What left-out images say, apart from the temperature."""
@@ -327,7 +327,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             # which rows are not finite is said below
             values = validate_data(self, **checked, dtype=np.float32, reset=reset, ensure_all_finite=False)
             found: NDArray[np.float32] = np.array(values if isinstance(values, np.ndarray) else values[0], order="C")
-            check_finite(found, "X")
+            check_finite_rows(found, "X")
         except (ValueError, DataError) as error:
             raise InputError(_line(error)) from error
         if self.encoder_ is not None and found.shape[1] != self.encoder_.dim:

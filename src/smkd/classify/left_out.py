@@ -26,7 +26,7 @@ SHOTS = 5
 """Images that every class needs for a choice; with fewer the head is the first candidate."""
 ROUNDS = 20
 """Images are left out in at most this many rounds."""
-HALVINGS = 60
+BISECTIONS = 60
 FINEST, COARSEST = 1e-4, 1e4
 """Bounds of the temperature, in units of the scores' own spread."""
 
@@ -100,7 +100,7 @@ def choose_head(support: Tensor, labels: Tensor, seed: int) -> str:
     return max(CANDIDATES, key=lambda name: right[name])
 
 
-def temperature(left: LeftOut, learned: Learned) -> float:
+def fitted_temperature(left: LeftOut, learned: Learned) -> float:
     """Temperature T of the probabilities softmax(scores / T).
 
     The T under which the left-out images' own classes are most likely (Guo et al., ICML 2017), where of N images
@@ -123,7 +123,7 @@ def temperature(left: LeftOut, learned: Learned) -> float:
     images, way = scores.shape
     target = (images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)
     low, high = math.log(FINEST), math.log(COARSEST)
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         # the likelihood's slope by 1 / T never falls as 1 / T grows
         slope = (((scores / (spread * math.exp(middle))).softmax(dim=1) - target) * scores).sum()

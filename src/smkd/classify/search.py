@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from smkd.classify import storage
 from smkd.classify.encoder import Encoder
 from smkd.errors import CheckpointError, ConfigError
-from smkd.fewshot.features import check_finite
+from smkd.fewshot.features import check_finite_rows
 from smkd.files import expanded
 
-KIND = "index"
+INDEX_KIND = "index"
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ImageIndex:
         """
         if top < 1:
             raise ConfigError(f"top={top}: should be 1 or more")
-        check_finite(query, "query")
+        check_finite_rows(query, "query")
         images, asked = (F.normalize(torch.from_numpy(part), dim=1) for part in (self.features, query))
         cosines, nearest = (asked @ images.T).topk(min(top, len(self.names)), dim=1)
         return [
@@ -68,7 +68,7 @@ class ImageIndex:
         settings, tensors = self.encoder.saved()
         tensors["features"] = torch.from_numpy(self.features)
         tensors["names"] = torch.from_numpy(_packed(self.names))
-        storage.write(expanded(path), KIND, {"encoder": settings}, tensors)
+        storage.write(expanded(path), INDEX_KIND, {"encoder": settings}, tensors)
 
     @staticmethod
     def load(path: str | Path, accelerator: str = "auto") -> ImageIndex:
@@ -78,7 +78,7 @@ class ImageIndex:
             CheckpointError: missing, cut short, or not an index.
             DataError: features that are not finite.
         """
-        settings, tensors = storage.read(expanded(path), KIND)
+        settings, tensors = storage.read(expanded(path), INDEX_KIND)
         encoder = Encoder.restored(settings.get("encoder"), tensors, accelerator, str(path))
         features = storage.tensor(tensors, "features", torch.float32, 2, path).numpy()
         packed = storage.tensor(tensors, "names", torch.uint8, 1, path).numpy()
@@ -87,7 +87,7 @@ class ImageIndex:
             raise CheckpointError(
                 f"'{path}': features are {list(features.shape)}, expected {[len(names), encoder.dim]}; make it again"
             )
-        check_finite(features, f"'{path}'", lambda row: f"of '{names[row]}'")
+        check_finite_rows(features, f"'{path}'", lambda row: f"of '{names[row]}'")
         return ImageIndex(encoder, features, names)
 
 

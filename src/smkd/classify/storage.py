@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from smkd import __version__
+from smkd.config import foreign_text
 from smkd.errors import CheckpointError
 from smkd.files import explained, written_aside
-from smkd.interop import jsontext
 from smkd.models.finite import check_finite, weight_fault
 
 KEY = "smkd"
@@ -54,7 +54,7 @@ def read(path: Path, kind: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            header = jsontext.parsed(metadata[KEY]) if KEY in metadata else None
+            header = foreign_text.parsed(metadata[KEY]) if KEY in metadata else None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     # types that this PyTorch does not have end in the last two
     except (OSError, SafetensorError, ValueError, AttributeError, RuntimeError) as error:

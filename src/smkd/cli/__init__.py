@@ -10,7 +10,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from smkd.cli import adapt, bench, browser, classify, data, export, fewshot, interop, training, verify
+from smkd.cli import classify, data, fewshot, training, weights
 from smkd.errors import SmkdError, SmkdWarning
 
 app = typer.Typer(
@@ -19,7 +19,7 @@ app = typer.Typer(
 )  # fmt: skip
 app.command("pretrain")(training.pretrain)
 app.command("distill")(training.distill)
-app.command("adapt")(adapt.adapt)
+app.command("adapt")(training.adapt)
 app.command("features")(fewshot.features)
 app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
@@ -27,15 +27,15 @@ app.command("fit")(classify.fit)
 app.command("predict")(classify.predict)
 app.command("index")(classify.index)
 app.command("search")(classify.search)
-app.command("app")(browser.app)
-app.command("import")(interop.import_)
-app.command("import-args")(interop.import_args)
-app.command("export")(export.export)
+app.command("app")(classify.app)
+app.command("import")(weights.import_)
+app.command("import-args")(weights.import_args)
+app.command("export")(weights.export)
 app.command("demo")(training.demo)
-app.command("bench")(bench.bench)
+app.command("bench")(training.bench)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
-data.data_app.command("verify")(verify.verify)
-data.data_app.command("stats")(verify.stats)
+data.data_app.command("verify")(data.verify)
+data.data_app.command("stats")(data.stats)
 app.add_typer(data.data_app, name="data")
 
 

@@ -1,4 +1,4 @@
-"""`smkd data`: list and describe the data sets, and prepare them."""
+"""`smkd data`: list, describe, prepare and check data sets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smkd.cli.output import PREPARED
+from smkd.cli.output import JSON, PREPARED, SHEETS, write_json
 from smkd.cli.verb import verb
-from smkd.errors import DataError
-from smkd.progress import bars
+from smkd.errors import ConfigError, DataError
+from smkd.files import explained, written_aside
+from smkd.progress import bars, shown
 
 if TYPE_CHECKING:
     from smkd.prepare.run import Size
@@ -78,10 +79,10 @@ def prepare(
     ] = None,
 ) -> None:
     """Turn published archives into train/, val/ and test/. The same command goes on after an interruption."""
-    from smkd.prepare.run import Request
+    from smkd.prepare.run import PrepareRequest
     from smkd.prepare.run import prepare as run
 
-    request = Request(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
+    request = PrepareRequest(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
     with bars() as on_progress:
         digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
     typer.echo(f"prepared {name} in {out} (dataset.json sha256 {digest})")
@@ -96,3 +97,152 @@ def _size(text: str | None) -> Size | None:
     if not text.isdecimal():
         raise DataError(f"--size {text}: give a number of pixels, or 'original'")
     return int(text)
+
+
+if TYPE_CHECKING:
+    from smkd.data.inspect import Channels
+    from smkd.data.verify import Expected, Report
+
+SHOWN = 20
+"""Names of a list that are printed; all of them are in the JSON file."""
+BAR = 40
+
+Root = Annotated[str, typer.Argument(metavar="ROOT", help="Folder, table, tar shards, or hf:NAME.")]
+SplitSeed = Annotated[int, typer.Option(min=0, help="Seed of the split by class, as data.split_seed.")]
+SplitFile = Annotated[Path | None, typer.Option(help="CSV (class,split), as data.split_file.")]
+LabelColumn = Annotated[str | None, typer.Option(help="Column with the class, as data.label_column.")]
+Processes = Annotated[int | None, typer.Option(min=1, help="Processes that read; one for each core if not given.")]
+
+
+@verb()
+def verify(
+    root: Root,
+    dataset: Annotated[str | None, typer.Option(help="What it should be, such as cifar-fs; else dataset.json.")] = None,
+    crop: Annotated[int, typer.Option(min=1, help="Side in pixels that images should have at least.")] = 224,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here."), JSON] = None,
+    sheets: Annotated[Path | None, typer.Option(help="Folder for a contact sheet (PNG) of each split."), SHEETS] = None,
+    processes: Processes = None,
+    split_seed: SplitSeed = 0,
+    split_file: SplitFile = None,
+    label_column: LabelColumn = None,
+) -> None:
+    """Check counts, unreadable images, leakage between splits and sizes; exit code 1 if something is wrong."""
+    from smkd.data.datasets import dataset_spec
+    from smkd.data.sources import open_dataset
+    from smkd.data.verify import verify as check
+    from smkd.prepare.registry import BENCHMARKS
+    from smkd.processes import default_jobs
+
+    name = dataset or _prepared_name(root) or "folder"
+    spec = dataset_spec(name)
+    source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
+    typer.echo(source.description)  # at once: looking at every image may take a while
+    expected = _published(name) if name in BENCHMARKS else None
+    report = check(
+        source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
+        jobs=processes or default_jobs(), track=shown,
+    )  # fmt: skip
+    if json_file is not None:
+        write_json(json_file, report.as_dict())
+    if sheets is not None:
+        from smkd.viz.contact import contact_sheet
+
+        with explained(sheets, ConfigError, option="--sheets"), written_aside(sheets, folder=True) as aside:
+            for split in report.splits:
+                sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
+                sheet.save(aside / f"{split}.png")
+    for line in report_lines(report):
+        typer.echo(line)
+    if sheets is not None:
+        for split in report.splits:
+            typer.echo(f"contact sheet: {sheets / f'{split}.png'}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+@verb()
+def stats(
+    root: Root,
+    processes: Processes = None,
+    split_seed: SplitSeed = 0,
+    split_file: SplitFile = None,
+    label_column: LabelColumn = None,
+) -> None:
+    """Mean and standard deviation of each channel over all pixels of the training images."""
+    from smkd.data.inspect import image_statistics
+    from smkd.data.sources import open_dataset
+    from smkd.processes import default_jobs
+
+    source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
+    typer.echo(source.description)
+    found = image_statistics(source.open("train"), processes or default_jobs(), shown)
+    left_out = f", {found.unreadable} unreadable ones left out" if found.unreadable else ""
+    typer.echo(f"train: {found.images} images, {found.pixels} pixels{left_out}; red, green, blue on the 0-1 scale")
+    typer.echo(f"mean  {_numbers(found.mean)}")
+    typer.echo(f"std   {_numbers(found.std)}")
+    mean, std = (",".join(f"{value:.4f}" for value in values) for values in (found.mean, found.std))
+    typer.echo(f"for a run:    data.mean=[{mean}] data.std=[{std}]")
+    typer.echo(f"for DATASETS: DatasetSpec(({mean.replace(',', ', ')}), ({std.replace(',', ', ')}))")
+
+
+def report_lines(report: Report) -> list[str]:
+    """A report as text, without its first line, the source."""
+    lines = ["", f"{'split':<7}{'classes':>8}{'images':>9}  {'per class':<12}shorter side (median)"]
+    for split, facts in report.splits.items():
+        low, high = facts.per_class
+        of_class = str(low) if low == high else f"{low}-{high}"
+        side = facts.shorter_side
+        sides = "-" if side is None else f"{side[0]}-{side[2]} ({side[1]})"
+        lines.append(f"{split:<7}{facts.classes:>8}{facts.images:>9}  {of_class:<12}{sides}")
+    for split, facts in report.splits.items():
+        lines += ["", f"{split}, images by shorter side in pixels:"]
+        most = max(facts.sizes.values(), default=1)
+        lines += [f"  {name:>12}  {n:>8}  {'#' * max(1, BAR * n // most)}" for name, n in facts.sizes.items()]
+    if report.mean is not None and report.std is not None:
+        lines += ["", "channels (red, green, blue, 0-1 scale)   mean                   std"]
+        lines.append(f"  {'of the training images':<38} {_numbers(report.mean)}   {_numbers(report.std)}")
+        used = f"used for {report.dataset}"
+        lines.append(f"  {used:<38} {_numbers(report.used_mean)}   {_numbers(report.used_std)}")
+    unreadable = [line for facts in report.splits.values() for line in facts.unreadable]
+    lines += _section("unreadable", unreadable)
+    lines += _section("the same picture in different splits", [" = ".join(group) for group in report.leaked])
+    lines += _section("the same picture more than once in a split", [" = ".join(group) for group in report.repeated])
+    lines += ["", *(f"warning: {line}" for line in report.warnings), *(f"problem: {line}" for line in report.problems)]
+    total = sum(facts.images for facts in report.splits.values())
+    return lines if report.problems else [*lines, f"no problems found in {total} images"]
+
+
+def _section(title: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = [f"  and {len(names) - SHOWN} more (--json lists all)"] if len(names) > SHOWN else []
+    return ["", f"{title}:", *(f"  {name}" for name in names[:SHOWN]), *more]
+
+
+def _numbers(values: Channels) -> str:
+    return "  ".join(f"{value:.4f}" for value in values)
+
+
+def _prepared_name(root: str) -> str | None:
+    """Name in the `dataset.json` of a prepared folder, if there is one."""
+    from smkd.prepare.manifest import FILE_NAME, read_manifest
+
+    return read_manifest(Path(root)).identity.name if (Path(root) / FILE_NAME).is_file() else None
+
+
+def _prepared_files(root: str) -> dict[str, str] | None:
+    """SHA-256 of each file that the folder's `dataset.json` names, if there is one."""
+    from smkd.prepare.manifest import FILE_NAME, read_manifest
+
+    if not (Path(root) / FILE_NAME).is_file():
+        return None
+    return {name: digest for name, (_, digest) in read_manifest(Path(root)).files.items()}
+
+
+def _published(name: str) -> Expected:
+    from smkd.prepare.registry import class_list
+
+    counts: dict[str, dict[str, int]] = {}
+    for entry in class_list(name):
+        counts.setdefault(entry.split, {})[entry.folder] = entry.images
+    return counts

@@ -29,14 +29,14 @@ class Split(StrEnum):
     test = "test"
 
 
-class Network(StrEnum):
+class NetworkChoice(StrEnum):
     """The two networks of a checkpoint."""
 
     teacher = "teacher"
     student = "student"
 
 
-class Part(StrEnum):
+class PartChoice(StrEnum):
     """Parts of a feature."""
 
     cls = "cls"
@@ -52,7 +52,7 @@ class Precision(StrEnum):
     fp32 = "fp32"
 
 
-class Preset(StrEnum):
+class PresetChoice(StrEnum):
     """Named ways of measuring (`smkd.fewshot.accuracy.PRESETS`)."""
 
     paper = "paper"
@@ -60,7 +60,7 @@ class Preset(StrEnum):
     fair600 = "fair600"
 
 
-class Picture(StrEnum):
+class PictureFormat(StrEnum):
     """Formats of pictures."""
 
     png = "png"
@@ -81,15 +81,15 @@ SplitName = Annotated[Split | None, typer.Option(help="Split whose classes are m
 Resize = Annotated[int | None, typer.Option(help="Shorter side in pixels before the crop.")]
 Crop = Annotated[int | None, typer.Option(help="Side of the centre crop in pixels.")]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
-Shots = Annotated[list[int] | None, typer.Option(help="Support images per class; may be repeated.")]
+ShotCounts = Annotated[list[int] | None, typer.Option(help="Support images per class; may be repeated.")]
 Query = Annotated[str | None, typer.Option(help="Queries per class: a number, or 'all'.")]
 Dirichlet = Annotated[
     float | None, typer.Option(help="Unbalanced queries: concentration of their shares among the classes.")
 ]
-Episodes = Annotated[int | None, typer.Option(help="Number of episodes.")]
+EpisodeCount = Annotated[int | None, typer.Option(help="Number of episodes.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the episodes.")]
 Protocol = Annotated[
-    Preset | None,
+    PresetChoice | None,
     typer.Option(help="paper: all queries, 10000 episodes, 1000 of the classifier; standard: 15 queries, 10000; "
                  "fair600: 15 queries, 600."),
 ]  # fmt: skip
@@ -113,8 +113,10 @@ def features(
     attention_heads: AttentionHeads = None,
     split: SplitName = None,
     blocks: Annotated[int | None, typer.Option(help="How many last blocks contribute.")] = None,
-    part: Annotated[list[Part] | None, typer.Option(help="Tokens that make the feature; may be repeated.")] = None,
-    network: Annotated[Network, typer.Option(help="Which of the two networks.")] = Network.teacher,
+    part: Annotated[
+        list[PartChoice] | None, typer.Option(help="Tokens that make the feature; may be repeated.")
+    ] = None,
+    network: Annotated[NetworkChoice, typer.Option(help="Which of the two networks.")] = NetworkChoice.teacher,
     resize: Resize = None,
     crop: Crop = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
@@ -122,7 +124,7 @@ def features(
 ) -> None:
     """Write the features of a split to an HDF5 file, in the layout of the published ones."""
     from smkd import api
-    from smkd.engine.runlog import console
+    from smkd.engine.log import console
     from smkd.fewshot.feature_file import FeatureWriter
     from smkd.files import listed
 
@@ -159,10 +161,10 @@ def evaluate(
     split: SplitName = None,
     protocol: Protocol = None,
     way: Annotated[list[int] | None, typer.Option(help="Classes per episode; may be repeated.")] = None,
-    shot: Shots = None,
+    shot: ShotCounts = None,
     query: Query = None,
     query_dirichlet: Dirichlet = None,
-    episodes: Episodes = None,
+    episodes: EpisodeCount = None,
     seed: Seed = None,
     head: Heads = None,
     reference_knn: Annotated[
@@ -176,7 +178,7 @@ def evaluate(
     json_file: Json = None,
     markdown: Markdown = False,
     figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results."), PICTURES] = None,
-    figure_format: Annotated[Picture, typer.Option(help="Format of the pictures.")] = Picture.png,
+    figure_format: Annotated[PictureFormat, typer.Option(help="Format of the pictures.")] = PictureFormat.png,
     report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures."), PAGE] = None,
 ) -> None:  # fmt: skip
     """Few-shot accuracy on classes never seen, with its 95 % interval."""
@@ -207,7 +209,7 @@ def evaluate(
         measured.save_figures(figures, rows, figure_format.value)
     if report is not None:
         measured.save_report(report, rows)
-    _print(measured.table(rows), measured.conditions(rows), markdown)
+    _print(measured.results_table(rows), measured.conditions(rows), markdown)
 
 
 @verb()
@@ -222,10 +224,10 @@ def compare(
     split: SplitName = None,
     protocol: Protocol = None,
     way: Annotated[int | None, typer.Option(help="Classes per episode.")] = None,
-    shot: Shots = None,
+    shot: ShotCounts = None,
     query: Query = None,
     query_dirichlet: Dirichlet = None,
-    episodes: Episodes = None,
+    episodes: EpisodeCount = None,
     seed: Seed = None,
     head: Heads = None,
     base: Base = None,
@@ -237,7 +239,7 @@ def compare(
 ) -> None:
     """Which of two is better, on the same episodes, with the 95 % interval of the difference."""
     from smkd import api
-    from smkd.engine.runlog import console
+    from smkd.engine.log import console
     from smkd.fewshot.accuracy import compare_results, evaluate_features
     from smkd.fewshot.features import check_same_images
     from smkd.viz import measured
@@ -293,7 +295,7 @@ def _changes(
     }
 
 
-def _protocol(own: ProtocolConfig, preset: Preset | None, given: dict[str, Any]) -> ProtocolConfig:
+def _protocol(own: ProtocolConfig, preset: PresetChoice | None, given: dict[str, Any]) -> ProtocolConfig:
     """A run's way of measuring, less what a preset and options change."""
     from smkd.config.loading import check_protocol
     from smkd.fewshot.accuracy import with_preset
@@ -317,7 +319,7 @@ def _placed(features: Features, accelerator: str) -> Features:
     """On the device where the heads work: CUDA if it is asked for; the CPU holds features of any size."""
     from dataclasses import replace
 
-    from smkd.engine.device import pick_device
+    from smkd.device import pick_device
 
     device = pick_device("cpu" if accelerator == "auto" else accelerator)
     # some heads compute in float64, which MPS lacks
@@ -331,8 +333,8 @@ def _base_mean(base: Path | None) -> Tensor | None:
 
 
 def _print(table: Any, conditions: str, markdown: bool) -> None:
-    from smkd.engine.runlog import console
-    from smkd.viz.tables import markdown_table, rich_table
+    from smkd.engine.log import console
+    from smkd.viz.measured import markdown_table, rich_table
 
     if markdown:
         typer.echo(markdown_table(table))

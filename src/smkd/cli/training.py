@@ -1,14 +1,18 @@
-"""Verbs that train, and the recipes."""
+"""Verbs that train: pretrain, distill, demo, adapt, bench; and the recipes."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from smkd.cli.output import DEMO
+from smkd.cli.fewshot import AttentionHeads
+from smkd.cli.output import DEMO, JSON, RUN, write_json
 from smkd.cli.verb import is_first_rank, verb
+from smkd.errors import ConfigError
 
 recipes_app = typer.Typer(help="List the recipes, or show one.")
 
@@ -74,3 +78,155 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
     if is_first_rank():
         typer.echo(f"run folder: {run}")
+
+
+if TYPE_CHECKING:
+    from smkd.adaptation import Adapted
+
+
+@verb("stopped; the same command goes on after the last finished epoch")
+def adapt(
+    data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, such as a folder of class folders.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Run folder."), RUN],
+    backbone: Annotated[
+        str,
+        typer.Option(
+            metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, or hf:owner/name."
+        ),
+    ],
+    heads: AttentionHeads = None,
+    settings: Overrides = None,
+) -> None:
+    """Phase 2 on your own few images from any backbone, and whether held-out images gain. The same command resumes."""
+    from smkd.adaptation import adapt
+
+    adapted = adapt(data, out, backbone, settings or [], heads)
+    if is_first_rank():
+        for line in [*report(adapted), *next_commands(adapted, data)]:
+            typer.echo(line)
+
+
+def report(adapted: Adapted) -> list[str]:
+    """What came of it, a line each."""
+    if adapted.epoch:
+        lines = [f"best: after epoch {adapted.epoch}, in {adapted.run}"]
+    else:
+        lines = [f"adapting did not help: the backbone as it was is the best, and is what {adapted.run} keeps"]
+    lines += _classes(adapted) if adapted.held_out == "classes" else _images(adapted)
+    if adapted.split == "val":
+        lines.append(
+            "there is no test split: these also chose the checkpoint, which makes them look better than new ones"
+        )
+    return lines
+
+
+def next_commands(adapted: Adapted, data: str) -> list[str]:
+    """What to type now."""
+    run = shlex.quote(str(adapted.run))
+    folder = Path(data) / "train" if (Path(data) / "train").is_dir() else Path(data)
+    own = adapted.held_out == "images" and folder.is_dir()
+    support = shlex.quote(str(folder)) if own else "SUPPORT_DIR"
+    return [f"next: smkd fit {support} -o clf.smkd --backbone {run}", "      smkd predict clf.smkd IMAGE..."]
+
+
+def _classes(adapted: Adapted) -> list[str]:
+    from smkd.fewshot.accuracy import Result, compare_results
+
+    lines = []
+    for before, after in zip(adapted.before, adapted.after, strict=True):
+        assert isinstance(before, Result)
+        assert isinstance(after, Result)
+        line = f"{len(before.class_names)} held-out classes, {before.way}-way {before.shot}-shot: {before} %"
+        if adapted.epoch:
+            change = compare_results(before, after)
+            line += f" -> {after} %, {change.difference:+.2f} ± {change.ci95:.2f} on the same episodes"
+        lines += [line, before.without] if before.without else [line]
+    return lines
+
+
+def _images(adapted: Adapted) -> list[str]:
+    import numpy as np
+
+    from smkd.fewshot import intervals
+
+    before, after = np.asarray(adapted.before), np.asarray(adapted.after)
+
+    def shown(right: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> str:
+        low, high = intervals.of_share(int(right.sum()), len(right))
+        return f"{100 * right.mean():.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+    line = f"{len(before)} held-out images: {shown(before)}"
+    if adapted.epoch:
+        gain = intervals.of_paired_gain(before, after)
+        line += f" -> {shown(after)}, {gain.points:+.1f} ({gain.low:+.1f} to {gain.high:+.1f}) on the same images"
+    return [line]
+
+
+if TYPE_CHECKING:
+    from smkd.engine.bench import Bench
+
+
+@verb()
+def bench(
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="Name or YAML file.")] = "mini-imagenet-distill",
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings, such as batch_size=8 data=photos.")
+    ] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 10,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here."), JSON] = None,
+    against: Annotated[Path | None, typer.Option(help="Earlier --json file to print ratios to.")] = None,
+) -> None:
+    """Images a second, where a step's time goes, FLOPs, share of the machine's ceiling, memory.
+
+    Without data= the views are noise on the device; with it, images go through the loader.
+    """
+    from smkd import api
+    from smkd.engine.bench import measure_steps as measure
+    from smkd.engine.log import console
+    from smkd.viz.measured import rich_table
+
+    earlier = None if against is None else _read(against)
+    found = measure(api.resolve(recipe, settings or []), steps)
+    if json_file is not None:
+        write_json(json_file, found.as_dict())
+    console.print(
+        f"{found.recipe}, batch {found.batch_size}, {found.parameters / 1e6:.1f} M parameters, {found.data}; "
+        f"{found.device}, {found.precision}, PyTorch {found.torch}, {found.threads} threads"
+    )
+    console.print(rich_table(_table(found, earlier)))
+
+
+def _table(found: Bench, earlier: dict[str, Any] | None) -> list[list[str]]:
+    """A line per figure; with an earlier result, what it was and the ratio."""
+    names = {
+        "images/s": "images_per_second", "step, ms": "step_ms", "GFLOP an image": "gflop_per_image",
+        "TFLOP/s": "tflops", "ceiling, TFLOP/s": "ceiling_tflops", "peak memory, GB": "peak_memory_gb",
+    }  # fmt: skip
+    values = found.as_dict()
+    lines = [(title, values[name], earlier[name] if earlier else None) for title, name in names.items()]
+    share = [(f"{n['tflops'] / n['ceiling_tflops']:.0%}" if n else "") for n in (values, earlier)]
+    rows = [[title, f"{value:.2f}", *_compared(value, before)] for title, value, before in lines]
+    rows.insert(5, ["share of the ceiling", share[0], *([share[1], ""] if earlier else [])])
+    for part, value in found.parts_ms.items():
+        before = earlier["parts_ms"].get(part) if earlier else None
+        if value or before:
+            rows.append([f"  {part}, ms", f"{value:.1f}", *_compared(value, before, digits=1)])
+    return [["", "now", *(["earlier", "ratio"] if earlier else [])], *rows]
+
+
+def _compared(value: float, before: float | None, digits: int = 2) -> list[str]:
+    if before is None:
+        return []
+    return [f"{before:.{digits}f}", f"{value / before:.2f}" if before else ""]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--against: cannot read '{path}': {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"--against: '{path}' is not JSON") from error
+    if not isinstance(values, dict) or not {"images_per_second", "parts_ms", "ceiling_tflops"} <= values.keys():
+        raise ConfigError(f"--against: '{path}' is no result of `smkd bench --json`")
+    return values

@@ -13,11 +13,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from smkd import registry
-from smkd.config import yamltext
-from smkd.config.durations import shortened
-from smkd.config.schema import ProtocolConfig, RunConfig
-from smkd.config.unused import check_used
+from smkd import extensions
+from smkd.config import foreign_text
+from smkd.config.checks import check_used, shortened
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
 from smkd.files import expanded, nearest
 
@@ -30,7 +30,7 @@ PLACES = frozenset(("data.root", "data.split_file", "init"))
 """Paths: the same place by another path is the same."""
 SHOWN = 200
 """Characters of a value that a message shows."""
-KINDS = ("bool", "int", "float", "str")
+VALUE_KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""
 
 
@@ -53,7 +53,7 @@ def recipe_text(name: str) -> str:
 
 def recipe_summary(name: str) -> str:
     """One line that says what a recipe is for."""
-    return str(yamltext.mapping(recipe_text(name), name).get("summary", ""))
+    return str(foreign_text.mapping(recipe_text(name), name).get("summary", ""))
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def _load(recipe: str, inner: tuple[str, ...]) -> tuple[dict[str, Any], set[str]
         raise ConfigError(
             f"recipe '{recipe}' extends itself{f' by way of {Path(inner[-1]).name}' * (inner[-1] != place)}"
         )
-    values = yamltext.mapping(yamltext.text_of(Path(recipe)) if is_file else recipe_text(recipe), recipe)
+    values = foreign_text.mapping(foreign_text.text_of(Path(recipe)) if is_file else recipe_text(recipe), recipe)
     values.pop("summary", None)
     parent = values.pop("extends", None)
     own = set(_flat(values)) if is_file else set()
@@ -105,7 +105,7 @@ def resolve(
     """The checked configuration of a recipe with `key=value` overrides.
 
     Where `epochs` is typed, durations that the recipe states and that do not fit into so many epochs are shortened,
-    and a line on standard error says so (`smkd.config.durations`).
+    and a line on standard error says so (`smkd.config.checks`).
 
     Args:
         recipe: name of a recipe, or the path of a YAML file.
@@ -138,7 +138,7 @@ def _read_word(word: str) -> dict[str, Any]:
         raise ConfigError(f"'{word}' is not of the form key=value")
     try:
         # YAML's null, but here the home folder
-        value = text if text == "~" else yamltext.value(text)
+        value = text if text == "~" else foreign_text.value(text)
     except ValueError as error:
         raise ConfigError(f"{key}: '{_shown(text)}' is not a value: {error}") from error
     if key == "data" and not isinstance(value, dict):
@@ -163,8 +163,8 @@ def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
 def _check_names(config: RunConfig) -> None:
     """Matchings and terms that nobody has; not asked of a run that is read, which may be used without them."""
     objective = config.objective
-    named = [("objective.patch.matching", registry.matchings, objective.patch.matching)]
-    named += [("objective.terms", registry.terms, name) for name in objective.terms]
+    named = [("objective.patch.matching", extensions.matchings, objective.patch.matching)]
+    named += [("objective.terms", extensions.terms, name) for name in objective.terms]
     for key, known, name in named:
         try:
             known.check(name)
@@ -198,14 +198,14 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load(path: Path) -> RunConfig:
+def load_config(path: Path) -> RunConfig:
     """Read a configuration written by `dump`.
 
     Raises:
         ConfigError: it cannot be read, is no YAML, or holds a key or value that does not fit; names the file.
     """
     try:
-        return check(yamltext.mapping(yamltext.text_of(path), str(path)))
+        return check(foreign_text.mapping(foreign_text.text_of(path), str(path)))
     except ConfigError as error:
         told = str(error)
         raise ConfigError(told if str(path) in told else f"'{path}': {told}") from error
@@ -291,7 +291,7 @@ def _shown(value: Any) -> str:
 
 def _key(location: tuple[int | str, ...]) -> str:
     """Dotted key; pydantic's names for the kinds of a union are left out."""
-    named = (part for part in location if isinstance(part, int) or (part.isidentifier() and part not in KINDS))
+    named = (part for part in location if isinstance(part, int) or (part.isidentifier() and part not in VALUE_KINDS))
     return ".".join(map(str, named))
 
 

@@ -31,13 +31,13 @@ from torch import Tensor
 
 from smkd.config.schema import DataConfig
 from smkd.data import cache_build
-from smkd.data.cache_build import INDEX, Index, shown, shrunk
+from smkd.data.cache_build import INDEX, Index, shrunk, size_in_words
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
-from smkd.data.processes import default_jobs
 from smkd.data.shards import ShardStore
 from smkd.errors import DataError
 from smkd.files import explained, sha256, written_aside
+from smkd.processes import default_jobs
 from smkd.progress import Track
 
 FOLDER = ".smkd-cache"
@@ -82,7 +82,7 @@ class CachedImages:
     def description(self) -> str:
         """One line for the user: where the images are, and how large."""
         side = "original size" if self.size is None else f"shorter side {self.size}"
-        return f"decoded images ({side}, {shown(len(self.pixels))}): {self.path or 'in memory'}"
+        return f"decoded images ({side}, {size_in_words(len(self.pixels))}): {self.path or 'in memory'}"
 
     def load(self, index: int) -> Tensor:
         """See `Images.load`; the result may be read only."""

@@ -19,16 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 
 from smkd.data.decoding import shape
 from smkd.data.images import StoredImages
-from smkd.data.processes import end_with_parent
 from smkd.errors import DataError
 from smkd.files import PARTIAL
+from smkd.processes import end_with_parent
 from smkd.progress import Track
 
 T = TypeVar("T")
 Index = NDArray[np.void]
 INDEX = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<u4")])
 """A row of the index; height and width are 0 for an image that could not be read."""
-CHUNK = 32
+DECODED_AT_ONCE = 32
 """Images a process takes at a time."""
 ROOM = 0.9
 """Share of the free memory that a cache may take."""
@@ -61,7 +61,7 @@ def build_in_memory(images: StoredImages, size: int | None, jobs: int, track: Tr
     wanted, free = end(index), free_memory()
     if free is not None and wanted > ROOM * free:
         raise DataError(
-            f"data.cache=memory needs {shown(wanted)}, {shown(free)} are free; "
+            f"data.cache=memory needs {size_in_words(wanted)}, {size_in_words(free)} are free; "
             "use data.cache=mmap, or a smaller data.cache_size"
         )
     # anonymous shared pages: the processes that decode write into them
@@ -82,7 +82,7 @@ def write_pixels(
     index = _layout(start, images, size, jobs, track)
     wanted, free = end(index), shutil.disk_usage(path.parent).free
     if wanted > free:
-        raise DataError(_no_space(path.parent, f" needs {shown(wanted)}, {shown(free)} are free"))
+        raise DataError(_no_space(path.parent, f" needs {size_in_words(wanted)}, {size_in_words(free)} are free"))
     with path.open("r+b") as file:
         file.truncate(max(wanted, start))
     _fill(str(path), index, images, size, jobs, track)
@@ -95,7 +95,7 @@ def end(index: Index) -> int:
     return int((index["offset"] + lengths).max(initial=0))
 
 
-def shown(size: int) -> str:
+def size_in_words(size: int) -> str:
     """Bytes as a person reads them."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
@@ -209,10 +209,10 @@ class _Chunks(Dataset[T]):
         self.work, self.count = work, count
 
     def __len__(self) -> int:
-        return -(-self.count // CHUNK)
+        return -(-self.count // DECODED_AT_ONCE)
 
     def __getitem__(self, chunk: int) -> T:
-        return self.work(range(chunk * CHUNK, min(self.count, (chunk + 1) * CHUNK)))
+        return self.work(range(chunk * DECODED_AT_ONCE, min(self.count, (chunk + 1) * DECODED_AT_ONCE)))
 
 
 def _each(work: Callable[[Sequence[int]], T], count: int, jobs: int, track: Track | None, title: str) -> Iterator[T]:

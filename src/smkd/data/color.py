@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.config.schema import AugmentConfig
-from smkd.transfer import to_device
+from smkd.device import to_device
 
 CPU_CHUNK = 2**18
 """Values that a CPU works on at a time: few enough that they stay in its cache from one operation to the next."""
@@ -99,11 +99,11 @@ def augment_and_normalize(
     result = torch.empty(images.shape, device=images.device)
     for first in range(0, len(images), step):
         rows = slice(first, first + step)
-        result[rows] = normalize(augment(images[rows], parameters[rows]), mean, std)
+        result[rows] = normalize(augment_color(images[rows], parameters[rows]), mean, std)
     return result
 
 
-def augment(images: Tensor, parameters: ColorParameters) -> Tensor:
+def augment_color(images: Tensor, parameters: ColorParameters) -> Tensor:
     """Apply flip, jitter, greyscale, blur and solarise, in that order.
 
     Args:

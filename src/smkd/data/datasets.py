@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from smkd.config.schema import DataConfig, RunConfig
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import DataConfig
 from smkd.data import patterns
 from smkd.data.images import FolderImages, Images, UnlabelledImages
-from smkd.data.sources import Source, open_dataset
+from smkd.data.sources import DatasetSource, open_dataset
 from smkd.errors import DataError
 from smkd.files import nearest
 
@@ -155,7 +156,7 @@ def describe(config: DataConfig) -> str:
     return open_source(config, labelled=False).description
 
 
-def open_source(config: DataConfig, *, labelled: bool = True) -> Source:
+def open_source(config: DataConfig, *, labelled: bool = True) -> DatasetSource:
     """What the configured root holds.
 
     Args:

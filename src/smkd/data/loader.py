@@ -1,4 +1,4 @@
-"""Batches of views: crops and random parameters are made by CPU workers, colour on the device."""
+"""Batches of views: CPU workers draw and crop, the next batch is copied ahead, and the device colours."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
+from smkd.data.augment import Drawing, Draws, crop_resize
 from smkd.data.color import ColorParameters, augment_and_normalize
-from smkd.data.crops import crop_resize
-from smkd.data.datasets import DatasetSpec, Images
-from smkd.data.draws import Drawing, Draws
-from smkd.data.processes import allowed, end_with_parent
+from smkd.data.datasets import DatasetSpec
+from smkd.data.images import Images
 from smkd.data.sampler import EpochSampler, Pick
+from smkd.device import to_device
 from smkd.errors import DataError
 from smkd.files import cores
-from smkd.transfer import to_device
+from smkd.processes import allowed, end_with_parent
 
 T = TypeVar("T")
 
@@ -220,3 +220,33 @@ def _colored(crops: Tensor, color: Tensor, spec: DatasetSpec, device: torch.devi
     images = to_device(crops, device).flatten(0, 1).contiguous()
     colored = augment_and_normalize(images, ColorParameters.unpack(color.flatten(0, 1)), spec.mean, spec.std)
     return colored.view(*crops.shape[:2], *crops.shape[2:])
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Batches with their crops on the device.
+
+    On CUDA the next batch is copied, on a stream of its own and from pinned memory, while the device works on the
+    last one; elsewhere a batch is copied when it is asked for.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copying = torch.cuda.Stream(device)
+    ahead: tuple[Batch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(copying):
+            following = batch.to(device), copying.record_event()
+        if ahead is not None:
+            yield _arrived(*ahead, device)
+        ahead = following
+    if ahead is not None:
+        yield _arrived(*ahead, device)
+
+
+def _arrived(batch: Batch, copied: torch.cuda.Event, device: torch.device) -> Batch:
+    """The batch, once the stream that computes has been told to wait for its copy."""
+    computing = torch.cuda.current_stream(device)
+    computing.wait_event(copied)
+    for crops in (batch.global_crops, batch.local_crops):
+        crops.record_stream(computing)
+    return batch

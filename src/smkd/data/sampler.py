@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from smkd.config.schema import SamplerConfig
-from smkd.data.randomness import ORDER, generator
+from smkd.data.augment import ORDER, generator
 from smkd.errors import ConfigError, DataError
 
 Indices = NDArray[np.int64]

@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 
-from smkd.data.class_split import split_by_file, split_by_seed
 from smkd.data.formats import (
     class_folders,
     find_images,
@@ -29,14 +28,14 @@ from smkd.data.formats import (
     warn,
 )
 from smkd.data.hub import PREFIX, open_hub
-from smkd.data.image_split import part_of_each_class
 from smkd.data.images import SPLITS, FileStore, FolderImages, StoredImages, UnlabelledImages, chosen_images
 from smkd.data.shards import ShardStore, open_shards
+from smkd.data.splits import part_of_each_class, split_by_file, split_by_seed
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
 from smkd.errors import DataError
 from smkd.files import expanded, listed
 
-FORMS = (
+KNOWN_FORMS = (
     "known are train/val/test folders of class folders, class folders, a CSV or Parquet table with the columns "
     "path,label, .tar shards, Parquet files with images, and hf:<name>"
 )
@@ -45,7 +44,7 @@ OTHER_TABLES = (".tsv", ".txt", ".xls", ".xlsx", ".ods", ".json", ".jsonl")
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetSource:
     """A data set whose form is known.
 
     Attributes:
@@ -134,7 +133,7 @@ class Source:
 def open_dataset(
     root: Path | str, *, split_by: Literal["classes", "images"] = "classes", split_seed: int = 0,
     split_file: Path | None = None, label_column: str | None = None,
-) -> Source:  # fmt: skip
+) -> DatasetSource:  # fmt: skip
     """Find out what a root holds.
 
     Args:
@@ -178,7 +177,7 @@ def open_dataset(
     seed = split_seed if by_image else None
     left_out = () if isinstance(found, Listing) else found.left_out
     warn(left_out)
-    return Source(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed, left_out)
+    return DatasetSource(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed, left_out)
 
 
 @dataclass(frozen=True)
@@ -237,7 +236,7 @@ def _look(root: Path, label_column: str | None) -> Listing | _Folders:
     if not found and loose:
         raise DataError(f"data folder '{root}' holds only {foreign_line(loose)}")
     if not found:
-        raise DataError(f"data folder '{root}' holds no images in a known form ({_content(root)}); {FORMS}")
+        raise DataError(f"data folder '{root}' holds no images in a known form ({_content(root)}); {KNOWN_FORMS}")
     if trees:
         return _tree(trees, inside)
     if shards:
@@ -282,7 +281,7 @@ def _look_at_file(path: Path, label_column: str | None) -> Listing:
         return open_tables([path], label_column)
     hint = "unpack it first; " if path.name.lower().endswith(PACKED) else ""
     hint = "save it as a CSV, with commas; " if suffix in OTHER_TABLES else hint
-    raise DataError(f"'{path}' is a file of no known form; {hint}{FORMS}")
+    raise DataError(f"'{path}' is a file of no known form; {hint}{KNOWN_FORMS}")
 
 
 def _tree(trees: list[str], inside: Mapping[str, list[str]]) -> _Folders:

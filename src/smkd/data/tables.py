@@ -10,9 +10,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from smkd.data.class_split import check_columns, check_split, read_csv
 from smkd.data.formats import nfc
 from smkd.data.images import SPLITS, FileStore, Store, readable_images
+from smkd.data.splits import check_columns, check_split, read_csv
 from smkd.errors import DataError
 from smkd.files import listed
 

@@ -15,9 +15,8 @@ import numpy as np
 
 from smkd.data.datasets import DatasetSpec
 from smkd.data.images import StoredImages
-from smkd.data.scan import Seen, scan
-from smkd.data.sources import Source
-from smkd.data.statistics import Channels, channel_statistics
+from smkd.data.inspect import Channels, ImageFacts, channel_statistics, scan
+from smkd.data.sources import DatasetSource
 from smkd.files import listed
 from smkd.progress import Track
 
@@ -98,7 +97,7 @@ class Report:
 
 
 def verify(
-    source: Source, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
+    source: DatasetSource, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
     prepared: Files | None = None, jobs: int = 1, track: Track | None = None,
 ) -> Report:  # fmt: skip
     """Look at every image of every split.
@@ -133,12 +132,12 @@ def verify(
     )  # fmt: skip
 
 
-def _left_out(source: Source, images: Mapping[str, StoredImages]) -> list[str]:
+def _left_out(source: DatasetSource, images: Mapping[str, StoredImages]) -> list[str]:
     """Lines about what lies among the images and is not one of them, each once."""
     return list(dict.fromkeys([*source.left_out, *(line for part in images.values() for line in part.left_out)]))
 
 
-def _files(source: Source, images: Mapping[str, StoredImages], seen: Mapping[str, Seen]) -> Files:
+def _files(source: DatasetSource, images: Mapping[str, StoredImages], seen: Mapping[str, ImageFacts]) -> Files:
     """SHA-256 of each image file by its place in the folder."""
     return {
         Path(of_split.name(index)).relative_to(source.root).as_posix(): digest
@@ -147,7 +146,7 @@ def _files(source: Source, images: Mapping[str, StoredImages], seen: Mapping[str
     }
 
 
-def _facts(images: StoredImages, seen: Seen, crop: int) -> SplitFacts:
+def _facts(images: StoredImages, seen: ImageFacts, crop: int) -> SplitFacts:
     per_class = np.bincount(images.labels)
     shorter = np.array([min(size) for size in seen.sizes if size != (0, 0)], dtype=np.int64)
     ranges: dict[str, int] = {}
@@ -166,7 +165,9 @@ def _facts(images: StoredImages, seen: Seen, crop: int) -> SplitFacts:
     )
 
 
-def _repeats(images: Mapping[str, StoredImages], seen: Mapping[str, Seen]) -> tuple[list[list[str]], list[list[str]]]:
+def _repeats(
+    images: Mapping[str, StoredImages], seen: Mapping[str, ImageFacts]
+) -> tuple[list[list[str]], list[list[str]]]:
     """Names of images with equal pixels: across splits, and inside one."""
     times = Counter(content for part in seen.values() for content in part.hashes if content)
     groups: dict[bytes, list[tuple[str, int]]] = {}
@@ -204,7 +205,7 @@ def _counts(images: Mapping[str, StoredImages], expected: Expected) -> list[str]
     return lines
 
 
-def _statistics(train: Seen | None) -> tuple[Channels, Channels] | tuple[None, None]:
+def _statistics(train: ImageFacts | None) -> tuple[Channels, Channels] | tuple[None, None]:
     return channel_statistics(train.histogram) if train is not None and train.histogram.any() else (None, None)
 
 

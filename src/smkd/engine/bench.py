@@ -15,24 +15,22 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
+from smkd.data.augment import draw_mask, generator
 from smkd.data.cache import cached
-from smkd.data.datasets import Images, configured_spec, open_split
-from smkd.data.loader import Batch, Views, batches, make_views, training_loader
-from smkd.data.masks import draw_mask
-from smkd.data.prefetch import on_device
-from smkd.data.randomness import generator
+from smkd.data.datasets import configured_spec, open_split
+from smkd.data.images import Images
+from smkd.data.loader import Batch, Views, batches, make_views, on_device, training_loader
 from smkd.data.sampler import EpochSampler
-from smkd.engine.compiling import compile_backbones
-from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
-from smkd.engine.runlog import console
-from smkd.engine.schedules import Rates, rates_at
+from smkd.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.log import console
+from smkd.engine.optim import Rates, compile_backbones, rates_at
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError
 
-PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
+STEP_PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
 SYNTHETIC_CLASSES = 64
-IMAGES_PER_CLASS = 4
+SYNTHETIC_IMAGES = 4
 CEILING_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 
@@ -74,7 +72,7 @@ class Bench:
         return asdict(self)
 
 
-def bench(config: RunConfig, steps: int) -> Bench:
+def measure_steps(config: RunConfig, steps: int) -> Bench:
     """Time training steps of a configuration.
 
     Args:
@@ -129,7 +127,7 @@ def bench(config: RunConfig, steps: int) -> Bench:
 def synthetic_views(config: RunConfig, device: torch.device) -> Views:
     """Views of noise on the device, with masks as in training and the sampler's images of each class, or four."""
     batch = config.batch_size // config.accumulate
-    per_class = IMAGES_PER_CLASS if config.data.sampler is None else config.data.sampler.per_class
+    per_class = SYNTHETIC_IMAGES if config.data.sampler is None else config.data.sampler.per_class
     grid = config.global_views.size // config.model.patch_size
     noise = torch.Generator().manual_seed(config.seed)
 
@@ -200,7 +198,7 @@ def _from_loader(config: RunConfig, learner: Learner, rates: Rates) -> Callable[
 
 def _parts(learner: Learner, one_step: Callable[[], object], steps: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of each part of a step."""
-    spent = dict.fromkeys(PARTS, 0.0)
+    spent = dict.fromkeys(STEP_PARTS, 0.0)
 
     @contextmanager
     def stopwatch(name: str) -> Iterator[None]:

@@ -16,16 +16,16 @@ from typing import Any
 
 import torch
 
-from smkd.engine.document import checked
+from smkd.engine.checkpoint_schema import checked
 from smkd.errors import CheckpointError
-from smkd.interop import reading
+from smkd.weights import read
 
 FORMAT = 1
 NO_SPACE = 2**20
 """Bytes; with less left, a failed write is put down to the disk being full."""
 
 
-def save(state: dict[str, Any], path: Path) -> None:
+def save_checkpoint(state: dict[str, Any], path: Path) -> None:
     """Write a checkpoint; a failure leaves what was there before.
 
     Raises:
@@ -71,7 +71,7 @@ def link(path: Path, name: str) -> None:
         raise CheckpointError(f"cannot write '{path.with_name(name)}': {error.strerror}") from error
 
 
-def find(where: Path) -> Path:
+def find_checkpoint(where: Path) -> Path:
     """Checkpoint file that a run folder or file names: best, else last.
 
     Raises:
@@ -87,15 +87,15 @@ def find(where: Path) -> Path:
     raise CheckpointError(f"run folder '{where}' holds no checkpoint (checkpoints/best.pt or last.pt)")
 
 
-def load(path: Path) -> dict[str, Any]:
+def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU, without executing anything in it.
 
     Raises:
-        CheckpointError: missing, unreadable, not one of ours, or damaged (`smkd.engine.document`).
+        CheckpointError: missing, unreadable, not one of ours, or damaged (`smkd.engine.checkpoint_schema`).
     """
     if not path.exists():
         raise CheckpointError(f"checkpoint '{path}' does not exist")
-    state = reading.read(path)
+    state = read.read_weights(path)
     if state.get("format") != FORMAT:
         raise CheckpointError(f"'{path}' is not a checkpoint of smkd (format {FORMAT})")
     return checked(state, str(path))

@@ -18,8 +18,12 @@ from pathlib import Path
 import torch.distributed as dist
 
 from smkd import distributed
-from smkd.config.schema import RunConfig
-from smkd.data.processes import (
+from smkd.config.run_config import RunConfig
+from smkd.device import pick_device
+from smkd.engine import run_folder
+from smkd.engine.train import Evaluator, train
+from smkd.errors import ConfigError, SmkdError
+from smkd.processes import (
     GUARD,
     allowed,
     deaths_named,
@@ -28,10 +32,6 @@ from smkd.data.processes import (
     end_with_parent,
     interrupts_later,
 )
-from smkd.engine import run_folder
-from smkd.engine.device import pick_device
-from smkd.engine.train import Evaluator, train
-from smkd.errors import ConfigError, SmkdError
 
 HOST = "127.0.0.1"
 PATIENCE = 4.0
@@ -62,12 +62,12 @@ def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
         raise ConfigError(f"devices={config.devices}: a daemon process may start no others; use devices=1 there")
     pick_device(config.accelerator)  # fail here, once, if it is not there
     _train_together(config, evaluator)
-    return run_folder.locate(config)
+    return run_folder.run_path(config)
 
 
 def _check_folder(config: RunConfig) -> None:
     """A run goes into a folder of its own, which holds nothing that it reads."""
-    out = run_folder.locate(config)
+    out = run_folder.run_path(config)
     if not out.is_dir():
         return  # a file is refused with the other settings
     others = sorted(each.name for each in out.iterdir() if each.name[0] != ".")

@@ -1,11 +1,69 @@
-"""The optimiser: parameter groups, clipping of each tensor, and the frozen last layer."""
+"""The optimiser: rates of a step, parameter groups, clipping, the frozen last layer, compiled backbones."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
+
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import TemperatureConfig
+from smkd.models.pair import StudentTeacher
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What changes from step to step."""
+
+    lr: float
+    weight_decay: float
+    teacher_momentum: float
+    cls_temperature: float
+    patch_temperature: float
+    last_layer_frozen: bool
+
+
+def line(start: float, end: float, points: int, index: int) -> float:
+    """Point `index` of `points` evenly spaced ones from start to end, both included."""
+    return start if points == 1 else start + (end - start) * index / (points - 1)
+
+
+def cosine(start: float, end: float, steps: int, step: int, warmup_steps: int = 0) -> float:
+    """Linear warm-up from 0 to `start`, then half a cosine towards `end`.
+
+    The warm-up includes both its ends, so the first value is 0 and `start` comes twice; the cosine divides by its
+    number of steps, so `end` is approached and not reached.
+    """
+    if step < warmup_steps:
+        return line(0.0, start, warmup_steps, step)
+    return end + 0.5 * (start - end) * (1 + math.cos(math.pi * (step - warmup_steps) / (steps - warmup_steps)))
+
+
+def teacher_temperature(config: TemperatureConfig, epoch: int, hold_epochs: int = 0) -> float:
+    """Teacher temperature of an epoch: `hold_epochs` at the start value, a linear warm-up, then the end value."""
+    if epoch < hold_epochs:
+        return config.start
+    epoch -= hold_epochs
+    return line(config.start, config.end, config.warmup_epochs, epoch) if epoch < config.warmup_epochs else config.end
+
+
+def rates_at(config: RunConfig, step: int, steps_per_epoch: int) -> Rates:
+    """All rates of an optimiser step, counted from 0 over the whole run."""
+    optim, objective = config.optim, config.objective
+    epoch, steps = step // steps_per_epoch, config.epochs * steps_per_epoch
+    return Rates(
+        lr=cosine(optim.lr, optim.lr_end, steps, step, optim.warmup_epochs * steps_per_epoch),
+        weight_decay=cosine(optim.weight_decay, optim.weight_decay_end, steps, step),
+        teacher_momentum=cosine(optim.teacher_momentum, optim.teacher_momentum_end, steps, step),
+        cls_temperature=teacher_temperature(objective.cls_temperature, epoch),
+        patch_temperature=teacher_temperature(objective.patch_temperature, epoch, config.mask.start_epoch),
+        last_layer_frozen=epoch < optim.freeze_last_layer_epochs,
+    )
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
@@ -46,3 +104,39 @@ def drop_last_layer_gradients(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if "last_layer" in name:
             parameter.grad = None
+
+
+def compile_backbones(
+    pair: StudentTeacher, wanted: bool | Literal["auto"], device: torch.device, say: Callable[[str], None]
+) -> None:
+    """Compile the forward passes of training; 'auto' does so on CUDA.
+
+    Evaluation asks the backbone for its last blocks, at other sizes, and stays as it is.
+
+    Args:
+        pair: both backbones.
+        wanted: the run's `compile`.
+        device: of the networks.
+        say: told in one line if the compiler fails at the first batch; the run then goes on without it.
+    """
+    if wanted is True or (wanted == "auto" and device.type == "cuda"):
+        for backbone in (pair.student.backbone, pair.teacher.backbone):
+            _compile(backbone, say)
+
+
+def _compile(module: nn.Module, say: Callable[[str], None]) -> None:
+    plain = module.forward
+    # the two sizes of views are two programs; one for any size would be slower
+    compiled = torch.compile(plain, dynamic=False)
+
+    def forward(*inputs: Any, **options: Any) -> Any:
+        try:
+            return compiled(*inputs, **options)
+        except TorchDynamoException as error:
+            module.forward = plain
+            cause = getattr(error, "inner_exception", error)
+            reason = next(iter(str(cause).strip().splitlines()), type(cause).__name__)
+            say(f"torch.compile does not work here, going on without it: {reason}")
+            return plain(*inputs, **options)
+
+    module.forward = forward

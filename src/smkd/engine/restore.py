@@ -8,16 +8,16 @@ from typing import Any, Literal
 from torch import nn
 
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
-from smkd.engine.document import RESUMED, checked, checked_optimizer, needed
+from smkd.engine.checkpoint_schema import RESUMED, checked, checked_optimizer, needed
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
-from smkd.interop import fetching, header, load, reading
-from smkd.interop.architecture import Architecture, check_described
-from smkd.interop.attention import check_heads
 from smkd.models.vit import VisionTransformer
+from smkd.weights import fetch, header, load, read
+from smkd.weights.architecture import Architecture, check_described
+from smkd.weights.attention_heads import check_heads
 
 
 def open_checkpoint(
@@ -34,10 +34,10 @@ def open_checkpoint(
         CheckpointError: missing, unreadable, damaged, not finite, no ViT, or foreign, not of `smkd export`, where
             `base` is None.
     """
-    source = str(where if fetching.is_remote(str(where)) else expanded(where))
+    source = str(where if fetch.is_remote(str(where)) else expanded(where))
     ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
-    file = checkpoint.find(Path(source)) if ours else fetching.locate(source)
-    content = reading.read(file)
+    file = checkpoint.find_checkpoint(Path(source)) if ours else fetch.locate_weights(source)
+    content = read.read_weights(file)
     if is_ours(content):
         content = checked(content, str(file))
         check_heads(heads, Architecture.of(loading.check(content["config"]).model).num_heads, source)
@@ -72,7 +72,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     if foreign:
         if optimizer:
             raise CheckpointError("init_optimizer=true, but imported weights come without an optimiser's state")
-        state, lines = load.fit(state, learner.config, {name: module.state_dict() for name, module in parts})
+        state, lines = load.fit_to_run(state, learner.config, {name: module.state_dict() for name, module in parts})
     for name, module in parts:
         own, given = module.state_dict(), state[name]
         wrong = {

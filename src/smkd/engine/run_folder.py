@@ -1,22 +1,54 @@
-"""The folder of a run: where it lies, what may be written there, and which checkpoints are kept.
+"""The folder of a run: who may write there, what is resumed, and which checkpoints are kept.
 
 runs/<name>/config.yaml, command.txt, env.json, metrics.jsonl, tensorboard/, checkpoints/
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from smkd import distributed
 from smkd.config import loading
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
 from smkd.errors import ConfigError
 
 
-def locate(config: RunConfig) -> Path:
+@dataclass
+class Selection:
+    """Accuracies of one validation after another.
+
+    Attributes:
+        patience: validations without a gain after which the run ends; 0 for never.
+        best: highest accuracy so far; of equal ones the first counts.
+        stale: validations since.
+    """
+
+    patience: int = 0
+    best: float = -math.inf
+    stale: int = 0
+
+    def take(self, accuracy: float | None) -> bool:
+        """Note a validation, or that there was none; whether it is the best so far."""
+        if accuracy is None:
+            return False
+        if accuracy > self.best:
+            self.best, self.stale = accuracy, 0
+            return True
+        self.stale += 1
+        return False
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        return 0 < self.patience <= self.stale
+
+
+def run_path(config: RunConfig) -> Path:
     """Where a run lives."""
     return config.out or Path("runs") / (config.recipe or config.phase)
 
@@ -34,7 +66,7 @@ def resumable(config: RunConfig, out: Path) -> Path | None:
         raise ConfigError(f"out={out} is a file, not a folder")
     if config.overwrite or not there:
         return None
-    changes = loading.differences(loading.load(settings), config)
+    changes = loading.differences(loading.load_config(settings), config)
     if changes:
         raise ConfigError(
             f"'{out}' holds a run with another configuration ({'; '.join(changes[:3])}"
@@ -53,10 +85,10 @@ def remove(out: Path) -> None:
     distributed.barrier()
 
 
-def save(state: dict[str, Any], folder: Path, config: RunConfig, *, is_best: bool) -> None:
+def keep_checkpoint(state: dict[str, Any], folder: Path, config: RunConfig, *, is_best: bool) -> None:
     """Keep a state as the last one and, where asked for, under other names."""
     last = folder / "last.pt"
-    checkpoint.save(state, last)
+    checkpoint.save_checkpoint(state, last)
     if is_best:
         checkpoint.link(last, "best.pt")
     if config.save_every and state["epoch"] % config.save_every == 0:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.profiler import record_function
 
 from smkd import distributed
-from smkd.config.schema import RunConfig
+from smkd.config.run_config import RunConfig
 from smkd.data.loader import Batch, Views
-from smkd.engine.optim import clip_each, drop_last_layer_gradients, make_optimizer, set_rates
-from smkd.engine.schedules import Rates
+from smkd.engine.optim import Rates, clip_each, drop_last_layer_gradients, make_optimizer, set_rates
 from smkd.models.pair import StudentTeacher
 from smkd.objectives.objective import Losses, Objective
 from smkd.objectives.passes import Pass

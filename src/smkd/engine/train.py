@@ -14,25 +14,23 @@ import torch
 from rich.progress import track
 
 from smkd import __version__, distributed
-from smkd.config.durations import check_durations
-from smkd.config.schema import RunConfig
+from smkd.config.checks import check_durations
+from smkd.config.run_config import RunConfig
 from smkd.data.cache import CachedImages, cached
-from smkd.data.datasets import Images, UnlabelledImages, configured_spec, describe, open_split
-from smkd.data.loader import Batch, batches, make_views, training_loader
-from smkd.data.prefetch import on_device
+from smkd.data.datasets import configured_spec, describe, open_split
+from smkd.data.images import Images, UnlabelledImages
+from smkd.data.loader import Batch, batches, make_views, on_device, training_loader
 from smkd.data.sampler import EpochSampler
+from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import checkpoint, run_folder
-from smkd.engine.compiling import compile_backbones
-from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
-from smkd.engine.meter import Meter
+from smkd.engine.log import Bar, Meter, RunLog, console
+from smkd.engine.optim import compile_backbones, rates_at
 from smkd.engine.restore import open_checkpoint, restore
-from smkd.engine.runlog import Bar, RunLog, console
-from smkd.engine.schedules import rates_at
-from smkd.engine.selection import Selection
+from smkd.engine.run_folder import Selection
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError
-from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
+from smkd.weights.load import MARK
 
 
 class Evaluator(Protocol):
@@ -109,7 +107,7 @@ class Run:
         if evaluator is not None and self.validated:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
-        self.out = run_folder.locate(config)
+        self.out = run_folder.run_path(config)
         self.epoch, self.selection = 0, Selection(config.validation.patience)
         self._take_weights()
 
@@ -128,7 +126,7 @@ class Run:
         """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
         self.resumed, self.notes = run_folder.resumable(self.config, self.out), list[str]()
         if self.resumed is not None:
-            state = checkpoint.load(self.resumed)
+            state = checkpoint.load_checkpoint(self.resumed)
             restore(self.learner, state, optimizer=True)
             self.epoch = int(state["epoch"])
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
@@ -222,7 +220,7 @@ class Run:
                 "stale": self.selection.stale, "config": self.config.model_dump(mode="json"),
                 "classes": self.images.class_names, "version": __version__,
             }  # fmt: skip
-            run_folder.save(state, self.out / "checkpoints", self.config, is_best=is_best)
+            run_folder.keep_checkpoint(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
 
     def _validate(self, step: int, log: RunLog) -> float | None:

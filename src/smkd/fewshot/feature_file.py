@@ -26,10 +26,10 @@ from torch import Tensor
 
 from smkd import __version__
 from smkd.errors import DataError
-from smkd.fewshot.features import Features, check_features, check_form, shape
+from smkd.fewshot.features import Features, check_features, check_form, shape_in_words
 from smkd.files import expanded, explained, written_aside
 
-DATASETS = ("all_feats", "all_labels", "count")
+HDF5_DATASETS = ("all_feats", "all_labels", "count")
 MOST_RATIO = 200
 """Compressed numbers may have so many times the bytes that the file has of them. Features compress to a half; only
 zeros, as in rows that were never filled, shrink more."""
@@ -38,7 +38,7 @@ SMALL = 2**24
 
 
 @dataclass(frozen=True)
-class Source:
+class FeatureSource:
     """Where features come from, as attributes of the file. Empty or 0 is unknown.
 
     Attributes:
@@ -82,7 +82,7 @@ class FeatureWriter:
         DataError: the file cannot be written (no space, no permission), or not one row was appended.
     """
 
-    def __init__(self, path: Path, *, rows: int, dim: int, source: Source) -> None:
+    def __init__(self, path: Path, *, rows: int, dim: int, source: FeatureSource) -> None:
         self.path, self.rows, self.dim = expanded(path), rows, dim
         self.source = replace(source, smkd_version=__version__)
         self.stack = contextlib.ExitStack()
@@ -141,7 +141,7 @@ class FeatureWriter:
         self.file.write(_header(self.labels, self.count, self.dim, source))
 
 
-def _header(labels: NDArray[np.int64], count: int, dim: int, source: Source) -> bytes:
+def _header(labels: NDArray[np.int64], count: int, dim: int, source: FeatureSource) -> bytes:
     """The file up to its features, which are the last in it: as long for any labels, `count` and number skipped.
 
     HDF5 only lays the file out, in memory. It never writes to disk, where a write that fails leaves the library with a
@@ -152,7 +152,7 @@ def _header(labels: NDArray[np.int64], count: int, dim: int, source: Source) -> 
         features = file.create_dataset("all_feats", (len(labels), dim), "<f4")
         file["all_labels"] = labels
         file["count"] = np.array([count])
-        for field in fields(Source):
+        for field in fields(FeatureSource):
             value = getattr(source, field.name)
             if isinstance(value, int):
                 file.attrs[field.name] = value
@@ -186,7 +186,7 @@ def read_features(path: Path) -> Features:
     return replace(check_features(values, numbers, source.class_names, where=f"'{path}'"), skipped=source.skipped)
 
 
-def read_source(path: Path) -> Source:
+def read_source(path: Path) -> FeatureSource:
     """What a feature file says about its origin.
 
     Raises:
@@ -220,16 +220,16 @@ def _opened(path: Path) -> Iterator[Any]:
 def _layout(file: Any, path: Path) -> tuple[Any, Any, int]:
     """Features, labels and the number of rows that count."""
     names = list(file)
-    for name in DATASETS:
+    for name in HDF5_DATASETS:
         if name in names and _leads_out(file, name, names):
             raise DataError(f"'{path}': {name} is a link to another place; numbers should be in the file itself")
-    if not all(name in names and isinstance(file[name], h5py.Dataset) for name in DATASETS):
+    if not all(name in names and isinstance(file[name], h5py.Dataset) for name in HDF5_DATASETS):
         found = ", ".join(sorted(names)) or "nothing"
-        raise DataError(f"'{path}' is no feature file: it holds {found}; expected {', '.join(DATASETS)}")
-    features, labels, count = (file[name] for name in DATASETS)
+        raise DataError(f"'{path}' is no feature file: it holds {found}; expected {', '.join(HDF5_DATASETS)}")
+    features, labels, count = (file[name] for name in HDF5_DATASETS)
     check_form(features, labels, f"'{path}'")
     if count.size != 1 or count.dtype.kind not in "iu":
-        raise DataError(f"'{path}': count is {count.dtype} {shape(count)}, expected one integer")
+        raise DataError(f"'{path}': count is {count.dtype} {shape_in_words(count)}, expected one integer")
     _check_stored(count, path, 1)
     rows = int(np.asarray(count[()]).item())
     if not 0 <= rows <= len(features):
@@ -258,7 +258,7 @@ def _check_stored(dataset: Any, path: Path, rows: int) -> None:
     stored = dataset.id.get_storage_size()
     wanted = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
     if wanted and not stored:
-        raise DataError(f"'{path}': {name} is {shape(dataset)}, but no number of it was ever written")
+        raise DataError(f"'{path}': {name} is {shape_in_words(dataset)}, but no number of it was ever written")
     # a chunk is read whole
     chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
     most = stored if dataset.chunks is None else max(SMALL, MOST_RATIO * stored)
@@ -280,9 +280,9 @@ def _mapped(path: Path, features: Any, count: int) -> NDArray[np.float32]:
     return np.memmap(path, np.float32, mode="c", offset=offset, shape=(count, features.shape[1]))
 
 
-def _source(file: Any) -> Source:
-    known = [field for field in fields(Source) if field.name in file.attrs]
-    return Source(**{field.name: _plain(file.attrs[field.name], field.default) for field in known})
+def _source(file: Any) -> FeatureSource:
+    known = [field for field in fields(FeatureSource) if field.name in file.attrs]
+    return FeatureSource(**{field.name: _plain(file.attrs[field.name], field.default) for field in known})
 
 
 def _plain(value: Any, default: object) -> Any:

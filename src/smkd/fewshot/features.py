@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from smkd.config.schema import FeaturesConfig
+from smkd.data.augment import resize_center_crop
 from smkd.data.color import normalize
-from smkd.data.crops import resize_center_crop
-from smkd.data.datasets import DatasetSpec, Images
+from smkd.data.datasets import DatasetSpec
+from smkd.data.images import Images
 from smkd.data.loader import batches
-from smkd.data.processes import deaths_named, end_with_parent
 from smkd.errors import DataError
 from smkd.models.vit import Tokens, VisionTransformer, patch_attention
+from smkd.processes import deaths_named, end_with_parent
 
-NORM_EPS = 1e-12
+FEATURE_NORM_EPS = 1e-12
 CHECK_NUMBERS = 2**20
 """Numbers looked at together when searching for NaN: 4 MB of float32."""
 SHOWN_ROWS = 5
@@ -64,7 +65,9 @@ def pool(blocks: list[Tokens], config: FeaturesConfig) -> Tensor:
     Returns:
         [images, parts * blocks * dim].
     """
-    vectors = [F.normalize(_part(part, tokens), dim=-1, eps=NORM_EPS) for part in config.parts for tokens in blocks]
+    vectors = [
+        F.normalize(_part(part, tokens), dim=-1, eps=FEATURE_NORM_EPS) for part in config.parts for tokens in blocks
+    ]
     return torch.cat(vectors, dim=-1)
 
 
@@ -271,7 +274,7 @@ def check_features(
     elif names and len(names) != len(present):
         raise DataError(f"{where}: {len(names)} class names, but {len(present)} labels from {present[0]} on")
     features = Features(_float32(values), ranks.astype(np.int64), names or [f"class {label}" for label in present])
-    check_finite(features.values, where, lambda row: f"of class '{features.class_names[features.labels[row]]}'")
+    check_finite_rows(features.values, where, lambda row: f"of class '{features.class_names[features.labels[row]]}'")
     return features
 
 
@@ -280,14 +283,14 @@ def check_form(values: Any, labels: Any, where: str) -> None:
     floats = values.is_floating_point() if isinstance(values, Tensor) else values.dtype.kind == "f"
     # an HDF5 dataset without any extent has no shape
     if not floats or len(values.shape or ()) != 2 or not values.shape[1]:
-        raise DataError(f"{where}: features are {values.dtype} {shape(values)}, expected floats [rows, dim]")
+        raise DataError(f"{where}: features are {values.dtype} {shape_in_words(values)}, expected floats [rows, dim]")
     if labels.dtype.kind not in "iu" or len(labels.shape or ()) != 1:
-        raise DataError(f"{where}: labels are {labels.dtype} {shape(labels)}, expected integers [rows]")
+        raise DataError(f"{where}: labels are {labels.dtype} {shape_in_words(labels)}, expected integers [rows]")
     if len(labels) != len(values):
         raise DataError(f"{where}: labels not matching features ({len(labels)} labels, {len(values)} features)")
 
 
-def shape(array: Any) -> list[int]:
+def shape_in_words(array: Any) -> list[int]:
     """Of a tensor, an array or an HDF5 dataset, for messages."""
     return list(array.shape or ())
 
@@ -299,7 +302,7 @@ def _float32(values: Tensor | NDArray[Any]) -> Tensor:
         return torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
 
 
-def check_finite(values: Tensor | NDArray[Any], where: str, about: Callable[[int], str] | None = None) -> None:
+def check_finite_rows(values: Tensor | NDArray[Any], where: str, about: Callable[[int], str] | None = None) -> None:
     """Raise `DataError`, counting and naming the rows, if some cannot be computed with.
 
     Args:

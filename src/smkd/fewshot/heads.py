@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from smkd.errors import ConfigError
+from smkd.extensions import Registry
 from smkd.fewshot.head import Head
-from smkd.registry import Registry
 
 heads = Registry(
     "head", "smkd.heads",

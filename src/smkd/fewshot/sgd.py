@@ -23,7 +23,7 @@ WEIGHT_DECAY = 0.001
 BATCH = 4
 COSINE_SCALE = 2.0
 """Factor of the `dist` logits."""
-NORM_EPS = 1e-5
+SGD_NORM_EPS = 1e-5
 
 
 class Start(NamedTuple):
@@ -64,7 +64,7 @@ class Classifier(InductiveHead):
         if self.loss == "softmax":
             return features
         lengths: Tensor = torch.linalg.vector_norm(features, dim=-1, keepdim=True)
-        return features / (lengths + NORM_EPS)
+        return features / (lengths + SGD_NORM_EPS)
 
     def fit(self, support: Tensor, labels: Tensor, generator: torch.Generator) -> Rule:
         """See `InductiveHead.fit`."""

@@ -10,11 +10,13 @@ import torch
 from numpy.typing import NDArray
 
 from smkd import distributed
-from smkd.config.schema import ProtocolConfig, RunConfig
-from smkd.data.datasets import Images, configured_spec, open_split, open_validation
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import ProtocolConfig
+from smkd.data.datasets import configured_spec, open_split, open_validation
+from smkd.data.images import Images
 from smkd.data.loader import worker_count
-from smkd.engine.device import autocast_type
-from smkd.engine.runlog import console
+from smkd.device import autocast_type
+from smkd.engine.log import console
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import evaluate_features, shape_of
 from smkd.fewshot.episodes import Members, large_enough, too_small

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from smkd.config.schema import HeadConfig
 
-NORM_EPS = 1e-12
+HEAD_NORM_EPS = 1e-12
 
 
 class PrototypeLayer(nn.Module):
@@ -88,7 +88,7 @@ class ProjectionHead(nn.Module):
         """
         hidden = self.mlp(cls if patches is None else torch.cat([cls, patches]))  # [all rows, bottleneck]
         # under autocast the MLP answers in the precision of matrix products, and a norm in float32
-        embedded = F.normalize(hidden, dim=-1, eps=NORM_EPS).to(hidden.dtype)
+        embedded = F.normalize(hidden, dim=-1, eps=HEAD_NORM_EPS).to(hidden.dtype)
         prototypes = self.last_layer.prototypes().to(hidden.dtype)  # [prototypes, bottleneck]
         logits = F.linear(embedded[: len(cls)], prototypes)  # [rows, prototypes]
         if patches is None:

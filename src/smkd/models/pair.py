@@ -7,12 +7,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smkd import registry
-from smkd.config.schema import ObjectiveConfig, RunConfig
+from smkd import extensions
+from smkd.config.run_config import RunConfig
+from smkd.config.schema import ObjectiveConfig
+from smkd.device import to_device
 from smkd.errors import ConfigError
 from smkd.models.head import PatchLogits, ProjectionHead
 from smkd.models.vit import VisionTransformer, patch_attention
-from smkd.transfer import to_device
 
 OPTIONAL = ("patches", "tokens", "attention")
 """Outputs that are made where something asks for them."""
@@ -181,7 +182,7 @@ def _needs_of_other_terms(objective: ObjectiveConfig) -> set[str]:
     needs: set[str] = set()
     for name, weight in objective.terms.items():
         if weight > 0:
-            asked = set(getattr(registry.terms.load(name), "needs", ()))
+            asked = set(getattr(extensions.terms.load(name), "needs", ()))
             if unknown := asked - set(OPTIONAL):
                 raise ConfigError(f"term '{name}' needs {min(unknown)!r}; a term may need {', '.join(OPTIONAL)}")
             needs |= asked | {"cls"}

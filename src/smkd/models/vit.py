@@ -26,7 +26,7 @@ SIZES = {  # embed_dim, depth, num_heads
     "base": (768, 12, 12),
     "large": (1024, 24, 16),
 }
-NORM_EPS = 1e-6
+LAYER_NORM_EPS = 1e-6
 ROTARY_NORM_EPS = 1e-5
 ROTARY_BASE = 100.0
 
@@ -132,7 +132,7 @@ class Block(nn.Module):
     """Pre-norm transformer block."""
 
     def __init__(
-        self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None, eps: float = NORM_EPS, *,
+        self, dim: int, num_heads: int, drop_path: float, layer_scale: float | None, eps: float = LAYER_NORM_EPS, *,
         mlp_dim: int | None = None, swiglu: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -211,7 +211,7 @@ class VisionTransformer(nn.Module):
         if mask_token:
             self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
-        eps = ROTARY_NORM_EPS if rotary else NORM_EPS
+        eps = ROTARY_NORM_EPS if rotary else LAYER_NORM_EPS
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, rate, layer_scale, eps, mlp_dim=mlp_dim, swiglu=swiglu) for rate in rates
         )

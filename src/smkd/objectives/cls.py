@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from smkd.transfer import to_device
+from smkd.device import to_device
 
 
 def same_image(targets: Tensor, student_global: Tensor, student_local: Tensor) -> tuple[Tensor, int]:

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from smkd import distributed, registry
+from smkd import distributed, extensions
 from smkd.config.schema import HeadConfig, ObjectiveConfig
+from smkd.device import to_device
 from smkd.models.head import PatchLogits
 from smkd.models.pair import Outputs
-from smkd.objectives import cls, mim, patch
-from smkd.objectives.matched import Matches, Targets, matched_entropy
+from smkd.objectives import cls, patch
 from smkd.objectives.passes import Pass, passes_of
-from smkd.transfer import to_device
+from smkd.objectives.patch_entropy import Matches, Targets, matched_entropy
 
 
 class Losses(NamedTuple):
@@ -49,8 +49,8 @@ class Objective(nn.Module):
     def __init__(self, config: ObjectiveConfig, head: HeadConfig) -> None:
         super().__init__()
         self.config = config
-        self.match = registry.matchings.load(config.patch.matching)
-        self.others = {name: registry.terms.load(name) for name, weight in config.terms.items() if weight > 0}
+        self.match = extensions.matchings.load(config.patch.matching)
+        self.others = {name: extensions.terms.load(name) for name, weight in config.terms.items() if weight > 0}
         self.register_buffer("cls_center", torch.zeros(head.num_prototypes))
         self.register_buffer("patch_center", torch.zeros(head.num_patch_prototypes or head.num_prototypes))
         self._cls_means: list[Tensor] = []
@@ -130,7 +130,7 @@ class Objective(nn.Module):
     def _mim(self, student: Outputs, teacher: Outputs, masks: Tensor, temperature: float) -> tuple[Tensor, int]:
         assert student.patches is not None
         assert teacher.patches is not None
-        matches = mim.match_masked(masks, student.patches.embedded.device)
+        matches = patch.match_masked(masks, student.patches.embedded.device)
         embedded = teacher.patches.embedded[matches.teacher]  # [masked, dim]
         targets = self._targets(embedded, teacher.patches.prototypes, temperature)
         one_by_one = torch.arange(matches.terms, device=matches.teacher.device)

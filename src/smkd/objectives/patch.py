@@ -1,8 +1,8 @@
-"""The matched-patch term (SMKD, section 3.3): patches of one image against matched patches of another.
+"""The patch terms: masked patches (Zhou et al., iBOT, ICLR 2022, section 3.1) and matched ones (SMKD, section 3.3).
 
 A matching says which student patch answers to which teacher patch, and with what weight. The term is the sum over
-all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/matched.py`. docs/extending.md shows how
-to add a matching.
+all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/patch_entropy.py`. A masked patch is
+matched with itself. docs/extending.md shows how to add a matching.
 """
 
 from __future__ import annotations
@@ -13,8 +13,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from smkd.objectives.matched import Matches
-from smkd.transfer import to_device
+from smkd.device import to_device
+from smkd.objectives.patch_entropy import Matches
+
+
+def match_masked(masks: Tensor, device: torch.device) -> Matches:
+    """Masked student patches with the teacher's patch at the same place.
+
+    The term is the mean over views and images of the mean over their masked patches; an image without masked patches
+    counts as 0.
+
+    Args:
+        masks: bool [global, batch, patches] on the CPU.
+        device: of the result.
+
+    Returns:
+        Rows counted over [global, batch, patches]; as many terms as masked patches.
+    """
+    rows = masks.flatten().nonzero()[:, 0]  # [masked]
+    per_image = masks.sum(dim=-1, keepdim=True).clamp(min=1)  # [global, batch, 1]
+    weights = (masks / (per_image * masks.shape[0] * masks.shape[1])).flatten()[rows]  # [masked]
+    on_device = to_device(rows, device)
+    return Matches(on_device, on_device, to_device(weights, device), len(rows))
+
 
 PAIRS_AT_ONCE = {"cpu": 16, "cuda": 256}
 """Image pairs whose similarities are in memory together: near the caches on the CPU, enough work for a GPU."""

@@ -22,11 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from smkd.data.formats import is_hidden
-from smkd.data.processes import GUARD, end_where_unguarded, end_with_parent
 from smkd.errors import DataError
 from smkd.files import PARTIAL, explained, written_aside
 from smkd.prepare.manifest import FILE_NAME, FileRecord, Identity, read_manifest, write_manifest
 from smkd.prepare.writing import AS_IT_IS, WORK_FOLDER, FileRange, Item, Pixels, Record, Writing, write_items
+from smkd.processes import GUARD, end_where_unguarded, end_with_parent
 
 CHUNK_IMAGES, CHUNK_BYTES = 64, 4 * 1024 * 1024
 """Most of what one task of a worker takes."""
@@ -143,7 +143,7 @@ class Target:
         return values if isinstance(values, dict) else {}
 
 
-def build(
+def build_folder(
     target: Target,
     plan: Plan,
     source: Mapping[str, str],

@@ -13,21 +13,21 @@ from pathlib import Path, PurePosixPath
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, Member, reading, tar_members, tar_stream, zip_members
 from smkd.prepare.build import Plan
-from smkd.prepare.classes import ClassEntry, table
+from smkd.prepare.registry import ClassEntry, class_table
 from smkd.prepare.writing import Item
 
 INNER = "101_ObjectCategories.tar.gz"
 MOST = 120
 """Images kept of a class: the first by name."""
-BOUNDS = Bounds(member=512 * MIB, total=1024 * MIB)
+CALTECH_BOUNDS = Bounds(member=512 * MIB, total=1024 * MIB)
 """The true zip takes 131 MiB, of photographs that hardly compress."""
-PHOTO = re.compile(r"image_\d{4}\.jpg")
+CALTECH_NAME = re.compile(r"image_\d{4}\.jpg")
 
 
 def repeats() -> dict[str, set[str]]:
     """Images of each class that show the same picture as another one that is kept."""
     found: dict[str, set[str]] = {}
-    for row in table("caltech101_repeats"):
+    for row in class_table("caltech101_repeats"):
         found.setdefault(row["class"], set()).add(row["removed"])
     return found
 
@@ -76,19 +76,19 @@ def _images(archive: Path) -> Iterator[tuple[str, str, Member]]:
     """Class folder, file name and content of every image."""
     for member in _members(archive):
         path = PurePosixPath(member.name)
-        if len(path.parts) >= 2 and PHOTO.fullmatch(path.name):
+        if len(path.parts) >= 2 and CALTECH_NAME.fullmatch(path.name):
             yield path.parts[-2], path.name, member
 
 
 def _members(archive: Path) -> Iterator[Member]:
     with reading(archive):
         if not zipfile.is_zipfile(archive):
-            yield from tar_members(archive, BOUNDS)
+            yield from tar_members(archive, CALTECH_BOUNDS)
             return
         with zipfile.ZipFile(archive) as file:
-            inner = [info for info in zip_members(file, str(archive), BOUNDS) if info.filename.endswith(INNER)]
+            inner = [info for info in zip_members(file, str(archive), CALTECH_BOUNDS) if info.filename.endswith(INNER)]
             if not inner:
                 raise DataError(f"archive '{archive}' holds no {INNER}; caltech-101.zip or that file is needed")
             with file.open(inner[0]) as stream:
                 assert isinstance(stream, zipfile.ZipExtFile)
-                yield from tar_stream(stream, f"{archive}: {inner[0].filename}", BOUNDS)
+                yield from tar_stream(stream, f"{archive}: {inner[0].filename}", CALTECH_BOUNDS)

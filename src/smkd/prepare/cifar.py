@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, tar_members
 from smkd.prepare.build import Plan
-from smkd.prepare.classes import ClassEntry
 from smkd.prepare.pickles import PickledArray, Span, read_pickle
+from smkd.prepare.registry import ClassEntry
 from smkd.prepare.writing import Item, Pixels
 
-SIDE = 32
+CIFAR_SIDE = 32
 PART_SIZES: Mapping[str, int] = {"train": 500, "test": 100}
 """Images of each class in the two parts of CIFAR-100."""
-BOUNDS = Bounds(member=256 * MIB, total=512 * MIB)
+CIFAR_BOUNDS = Bounds(member=256 * MIB, total=512 * MIB)
 """The true archive holds a file of 148 MiB, 178 MiB in all."""
 EXPECTED = "cifar-100-python.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html is needed"
 OTHER_ARCHIVES = {
@@ -34,7 +34,7 @@ OTHER_ARCHIVES = {
 
 
 @dataclass(frozen=True)
-class Part:
+class CifarPart:
     """One of the two parts: images as uint8 [n, 3, 32, 32] and their fine labels."""
 
     name: str
@@ -68,7 +68,7 @@ def plan_cifar(archive: Path, entries: Sequence[ClassEntry], part_sizes: Mapping
 
 def _read_files(archive: Path) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
-    for member in tar_members(archive, BOUNDS):
+    for member in tar_members(archive, CIFAR_BOUNDS):
         name = PurePosixPath(member.name).name
         if name in OTHER_ARCHIVES:
             raise DataError(f"archive '{archive}' is {OTHER_ARCHIVES[name]}; {EXPECTED}")
@@ -96,10 +96,10 @@ def _check_names(archive: Path, names: list[str], entries: Sequence[ClassEntry])
             raise DataError(f"archive '{archive}': class '{entry.folder}' has label {label}, expected {entry.label}")
 
 
-def _part(archive: Path, name: str, content: bytes, entries: dict[int, ClassEntry], groups: list[str]) -> Part:
+def _part(archive: Path, name: str, content: bytes, entries: dict[int, ClassEntry], groups: list[str]) -> CifarPart:
     values = read_pickle(io.BytesIO(content), f"{archive}: {name}")
     data, labels, coarse = (values.get(key) for key in ("data", "fine_labels", "coarse_labels"))
-    if not isinstance(data, PickledArray) or data.dtype != "u1" or data.shape[1:] != (3 * SIDE * SIDE,):
+    if not isinstance(data, PickledArray) or data.dtype != "u1" or data.shape[1:] != (3 * CIFAR_SIDE * CIFAR_SIDE,):
         raise DataError(f"archive '{archive}': part '{name}' has no uint8 'data' of 3072 columns; {EXPECTED}")
     count = data.shape[0]
     for field, given, most in (("fine_labels", labels, len(entries)), ("coarse_labels", coarse, len(groups))):
@@ -117,10 +117,10 @@ def _part(archive: Path, name: str, content: bytes, entries: dict[int, ClassEntr
             )
     at = data.content
     raw = memoryview(content)[at.offset : at.offset + at.size] if isinstance(at, Span) else at
-    return Part(name, np.frombuffer(raw, np.uint8).reshape(count, 3, SIDE, SIDE), labels)
+    return CifarPart(name, np.frombuffer(raw, np.uint8).reshape(count, 3, CIFAR_SIDE, CIFAR_SIDE), labels)
 
 
-def _check_sizes(archive: Path, part: Part, entries: Sequence[ClassEntry], expected: int) -> None:
+def _check_sizes(archive: Path, part: CifarPart, entries: Sequence[ClassEntry], expected: int) -> None:
     counts = Counter(part.labels)
     for entry in entries:
         if counts[entry.label] != expected:
@@ -130,10 +130,10 @@ def _check_sizes(archive: Path, part: Part, entries: Sequence[ClassEntry], expec
             )
 
 
-def _items(parts: Sequence[Part], entries: Sequence[ClassEntry]) -> Iterator[Item]:
+def _items(parts: Sequence[CifarPart], entries: Sequence[ClassEntry]) -> Iterator[Item]:
     by_label = {entry.label: entry for entry in entries}
     for part in parts:
         for row, label in enumerate(part.labels):
             entry = by_label[label]
             pixels = part.images[row].transpose(1, 2, 0).tobytes()
-            yield Item(f"{entry.split}/{entry.folder}/{part.name}-{row:05}.png", Pixels(pixels, SIDE, SIDE))
+            yield Item(f"{entry.split}/{entry.folder}/{part.name}-{row:05}.png", Pixels(pixels, CIFAR_SIDE, CIFAR_SIDE))

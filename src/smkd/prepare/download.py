@@ -19,14 +19,14 @@ from smkd.prepare.registry import Download
 OnProgress = Callable[[int, int | None], None]
 """Called with what is done and what there is in all, if that is known."""
 
-BLOCK = 1 << 18
-ATTEMPTS = 5
+READ_AT_ONCE = 1 << 18
+DOWNLOAD_ATTEMPTS = 5
 """Connections in a row that may bring nothing before the download is given up."""
 TIMEOUT = 30.0
 """Seconds without an answer after which a connection counts as cut."""
 
 
-def fetch(download: Download, folder: Path, on_progress: OnProgress, *, pause: float = 1.0) -> Path:
+def fetch_file(download: Download, folder: Path, on_progress: OnProgress, *, pause: float = 1.0) -> Path:
     """The file, downloaded into `folder` unless it is there already.
 
     An unfinished download stays as `<name>.part` and is continued, also by a later call.
@@ -80,8 +80,8 @@ def _receive(download: Download, part: Path, on_progress: OnProgress, pause: flo
             reason = str(getattr(error, "reason", error)) or type(error).__name__
         after = part.stat().st_size if part.exists() else 0
         vain = 0 if after > before else vain + 1
-        if vain >= ATTEMPTS:
-            raise DataError(_by_hand(download, f"{reason}, {ATTEMPTS} times in a row"))
+        if vain >= DOWNLOAD_ATTEMPTS:
+            raise DataError(_by_hand(download, f"{reason}, {DOWNLOAD_ATTEMPTS} times in a row"))
         time.sleep(pause * 2**vain)
 
 
@@ -97,7 +97,7 @@ def _receive_once(download: Download, part: Path, start: int, on_progress: OnPro
         length = response.headers.get("Content-Length")
         total = done + int(length) if length and length.isdigit() else None
         with part.open("ab" if goes_on else "wb") as file:
-            while block := response.read(BLOCK):
+            while block := response.read(READ_AT_ONCE):
                 file.write(block)
                 done += len(block)
                 on_progress(done, total)

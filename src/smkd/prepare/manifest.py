@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from smkd.errors import DataError
 from smkd.files import sha256, written_aside
-from smkd.prepare.classes import SPLITS, SplitCount
+from smkd.prepare.registry import SPLITS, SplitCount
 
 FILE_NAME = "dataset.json"
 FORMAT = 1

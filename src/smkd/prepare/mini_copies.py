@@ -12,9 +12,9 @@ from smkd.data.decoding import read_file, shape
 from smkd.data.formats import class_folders, is_foreign, loose_pictures
 from smkd.errors import DataError
 from smkd.prepare.build import Plan
-from smkd.prepare.classes import SPLITS, ClassEntry
-from smkd.prepare.mini import PUBLISHED
+from smkd.prepare.imagenet import PUBLISHED
 from smkd.prepare.pickles import PickledArray, Span, read_pickle
+from smkd.prepare.registry import SPLITS, ClassEntry
 from smkd.prepare.writing import FileRange, Item, Pixels, Writing
 
 CROP = 224

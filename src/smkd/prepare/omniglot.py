@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, reading, zip_members
 from smkd.prepare.build import Plan
-from smkd.prepare.classes import ClassEntry
+from smkd.prepare.registry import ClassEntry
 from smkd.prepare.writing import Item
 
 PARTS = ("images_background", "images_evaluation")
-BOUNDS = Bounds(member=1 * MIB, total=256 * MIB)
+OMNIGLOT_BOUNDS = Bounds(member=1 * MIB, total=256 * MIB)
 """The true zips take less than 20 MB."""
 
 
@@ -33,7 +33,7 @@ def plan_omniglot(archives: Sequence[Path], entries: Sequence[ClassEntry]) -> Pl
     parts = set()
     for archive in archives:
         with reading(archive), zipfile.ZipFile(archive) as file:
-            names = [info.filename for info in zip_members(file, str(archive), BOUNDS)]
+            names = [info.filename for info in zip_members(file, str(archive), OMNIGLOT_BOUNDS)]
         images = {name: place for name in names if (place := _place(name))}
         found = {PurePosixPath(name).parts[-4] for name in images}
         if not found:

@@ -10,27 +10,24 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from smkd.data.processes import allowed
 from smkd.errors import DataError
 from smkd.files import cores
 from smkd.prepare.archives import reading
-from smkd.prepare.build import Plan, Target, build
+from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats
 from smkd.prepare.cifar import plan_cifar
-from smkd.prepare.classes import ilsvrc_counts
-from smkd.prepare.download import fetch
-from smkd.prepare.ilsvrc import open_ilsvrc
+from smkd.prepare.download import fetch_file
+from smkd.prepare.imagenet import known_pairs, open_ilsvrc, plan_mini, plan_tiered, read_lists
 from smkd.prepare.manifest import Identity, manifest_hash
-from smkd.prepare.mini import known_pairs, plan_mini, read_lists
 from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 from smkd.prepare.omniglot import plan_omniglot
-from smkd.prepare.registry import Benchmark, benchmark
-from smkd.prepare.tiered import plan_tiered
+from smkd.prepare.registry import Benchmark, benchmark, ilsvrc_counts
+from smkd.processes import allowed
 from smkd.progress import OnProgress
 
 Size = int | Literal["original"]
 
-SIZES = range(8, 4097)
+SIDES = range(8, 4097)
 MINI_SIZE = 480
 """Side in pixels to which the authors of SMKD resized miniImageNet."""
 TAKES: Mapping[str, tuple[str, ...]] = {
@@ -44,7 +41,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Request:
+class PrepareRequest:
     """What the user asked for.
 
     Attributes:
@@ -68,7 +65,7 @@ class Request:
     processes: int | None = None
 
 
-def prepare(request: Request, on_progress: OnProgress, warn: Callable[[str], None]) -> str:
+def prepare(request: PrepareRequest, on_progress: OnProgress, warn: Callable[[str], None]) -> str:
     """Prepare a data set, or go on where a killed prepare stopped; the hash of its `dataset.json`.
 
     Args:
@@ -92,11 +89,11 @@ def prepare(request: Request, on_progress: OnProgress, warn: Callable[[str], Non
     plan = _plan(request, facts, archives, on_progress)
     for line in plan.warnings:
         warn(line)
-    build(target, plan, marks, request.processes or max(1, allowed(cores())), partial(on_progress, "images"))
+    build_folder(target, plan, marks, request.processes or max(1, allowed(cores())), partial(on_progress, "images"))
     return manifest_hash(request.out)
 
 
-def _check_options(request: Request) -> None:
+def _check_options(request: PrepareRequest) -> None:
     takes = TAKES[request.name]
     for field, option in (
         ("archives", "archive"),
@@ -113,11 +110,11 @@ def _check_options(request: Request) -> None:
     expected = len(benchmark(request.name).downloads)
     if request.archives and len(request.archives) != expected:
         raise DataError(f"{request.name} needs {expected} --archive, {len(request.archives)} given")
-    if isinstance(request.size, int) and request.size not in SIZES:
-        raise DataError(f"--size {request.size}: give {SIZES.start} to {SIZES.stop - 1} pixels, or 'original'")
+    if isinstance(request.size, int) and request.size not in SIDES:
+        raise DataError(f"--size {request.size}: give {SIDES.start} to {SIDES.stop - 1} pixels, or 'original'")
 
 
-def _options(request: Request) -> dict[str, str | int]:
+def _options(request: PrepareRequest) -> dict[str, str | int]:
     """What of the user's choice changes the files."""
     if request.source is None:
         return {}
@@ -128,7 +125,7 @@ def _options(request: Request) -> dict[str, str | int]:
     return {"size": size, "from": f"a copy ({kind})" if kind else "ILSVRC-12"}
 
 
-def _size(request: Request) -> int | None:
+def _size(request: PrepareRequest) -> int | None:
     """Side of the square images are resized to; None keeps them as they are."""
     if request.size is not None:
         return None if request.size == "original" else request.size
@@ -136,7 +133,7 @@ def _size(request: Request) -> int | None:
     return MINI_SIZE if is_full else None
 
 
-def _plan(request: Request, facts: Benchmark, archives: tuple[Path, ...], on_progress: OnProgress) -> Plan:
+def _plan(request: PrepareRequest, facts: Benchmark, archives: tuple[Path, ...], on_progress: OnProgress) -> Plan:
     entries = facts.classes
     match facts.name:
         case "cifar-fs" | "fc100":
@@ -159,12 +156,12 @@ def _plan(request: Request, facts: Benchmark, archives: tuple[Path, ...], on_pro
     if folder is None:
         folder = _beside(request.out) / "mini-imagenet-lists"
         for download in facts.downloads:
-            fetch(download, folder, partial(on_progress, download.name))
+            fetch_file(download, folder, partial(on_progress, download.name))
     return plan_mini(ilsvrc, entries, read_lists(folder, entries), ilsvrc_counts(), size, known_pairs())
 
 
 def _download(facts: Benchmark, out: Path, on_progress: OnProgress) -> tuple[Path, ...]:
-    return tuple(fetch(file, _beside(out), partial(on_progress, file.name)) for file in facts.downloads)
+    return tuple(fetch_file(file, _beside(out), partial(on_progress, file.name)) for file in facts.downloads)
 
 
 def _beside(out: Path) -> Path:

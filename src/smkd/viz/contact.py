@@ -13,8 +13,8 @@ from smkd.data.images import Images
 from smkd.errors import DataError
 
 THUMB = 76
-GAP = 3
-PER_CLASS = 6
+SHEET_GAP = 3
+SHOWN_PER_CLASS = 6
 CAPTION = 17
 MARGIN = 16
 HEADING = 30
@@ -36,7 +36,7 @@ def contact_sheet(images: Images, title: str) -> Image.Image:
     """
     total = len(images.class_names)
     chosen = np.unique(np.linspace(0, total - 1, min(total, MOST_CLASSES)).round().astype(int))
-    width, height = PER_CLASS * (THUMB + GAP) + MARGIN, CAPTION + THUMB + GAP + 8
+    width, height = SHOWN_PER_CLASS * (THUMB + SHEET_GAP) + MARGIN, CAPTION + THUMB + SHEET_GAP + 8
     columns = next(c for c in range(1, len(chosen) + 1) if math.ceil(len(chosen) / c) * height <= TALL * c * width)
     rows = math.ceil(len(chosen) / columns)
     sheet = Image.new("RGB", (columns * width + MARGIN, rows * height + HEADING + MARGIN), PAPER)
@@ -50,13 +50,13 @@ def contact_sheet(images: Images, title: str) -> Image.Image:
         caption = _fitted(images.class_names[label], f"  {len(members)}", font, width - MARGIN)
         pen.text((left, top), caption, INK, font)
         for number, index in enumerate(_spread(members)):
-            _paste(sheet, pen, images, int(index), left + number * (THUMB + GAP), top + CAPTION)
+            _paste(sheet, pen, images, int(index), left + number * (THUMB + SHEET_GAP), top + CAPTION)
     return sheet
 
 
 def _spread(members: NDArray[np.int64]) -> NDArray[np.int64]:
     """At most `PER_CLASS` of the images, evenly spaced."""
-    places = np.unique(np.linspace(0, len(members) - 1, min(len(members), PER_CLASS)).round().astype(int))
+    places = np.unique(np.linspace(0, len(members) - 1, min(len(members), SHOWN_PER_CLASS)).round().astype(int))
     chosen: NDArray[np.int64] = members[places]
     return chosen
 

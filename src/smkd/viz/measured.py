@@ -7,13 +7,35 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from rich.table import Table
 
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Comparison, Result
-from smkd.fewshot.feature_file import Source
+from smkd.fewshot.feature_file import FeatureSource
 from smkd.files import explained, written_aside
-from smkd.viz import fewshot_figures
-from smkd.viz.report import Section, write_report
+from smkd.viz import figures
+from smkd.viz.report import ReportSection, write_report
+
+Rows = Sequence[Sequence[str]]
+
+
+def rich_table(rows: Rows) -> Table:
+    """For the terminal: the first column to the left, numbers to the right."""
+    table = Table()
+    header, *body = rows
+    for number, cell in enumerate(header):
+        table.add_column(cell, justify="right" if number else "left")
+    for row in body:
+        table.add_row(*row)
+    return table
+
+
+def markdown_table(rows: Rows) -> str:
+    """For documents."""
+    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    rule = ["---"] + ["---:"] * (len(header) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
+
 
 FIGURE_DPI = 150
 
@@ -28,11 +50,11 @@ class Measured(NamedTuple):
     """
 
     name: str
-    about: Source
+    about: FeatureSource
     results: Sequence[Result]
 
 
-def table(rows: Sequence[Measured]) -> list[list[str]]:
+def results_table(rows: Sequence[Measured]) -> list[list[str]]:
     """A line per source, head and way, a column per number of shots, the header first."""
     results = rows[0].results
     shots = list(dict.fromkeys(result.shot for result in results))
@@ -101,7 +123,7 @@ def comparison_table(names: tuple[str, str], comparisons: Sequence[Comparison]) 
     ]  # fmt: skip
 
 
-def figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
+def result_figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
     """Pictures by name, with a sentence each.
 
     The confusion and the distribution are those of the last source's first head at the largest number of shots.
@@ -111,13 +133,13 @@ def figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
     chosen = max((r for r in rows[-1].results if r.head == rows[-1].results[0].head), key=lambda r: (r.shot, -r.way))
     of = f"{rows[-1].name}, {chosen.head}, {chosen.way}-way {chosen.shot}-shot"
     made = {
-        "accuracy": (fewshot_figures.accuracy_curves(results), "Accuracy against shots and ways, with 95 % intervals."),
+        "accuracy": (figures.accuracy_curves(results), "Accuracy against shots and ways, with 95 % intervals."),
         "confusion": (
-            fewshot_figures.confusion(chosen),
+            figures.confusion(chosen),
             f"How often queries of a class (row) are given to another (column), of the episodes with both; {of}.",
         ),
         "episodes": (
-            fewshot_figures.episode_distribution(chosen),
+            figures.episode_distribution(chosen),
             f"Accuracy of single episodes, and the sets of classes with the lowest mean; {of}.",
         ),
     }
@@ -133,15 +155,15 @@ def _curve_name(row: Measured, head: str, rows: Sequence[Measured]) -> str:
 def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
     """Write the pictures to a folder as png or svg; raises `ConfigError` if it cannot be used."""
     with explained(folder, ConfigError, option="--figures"), written_aside(folder, folder=True) as aside:
-        for name, (figure, _) in figures(rows).items():
+        for name, (figure, _) in result_figures(rows).items():
             figure.savefig(aside / f"{name}.{kind}", dpi=FIGURE_DPI)
 
 
-def sections(rows: Sequence[Measured]) -> list[Section]:
+def sections(rows: Sequence[Measured]) -> list[ReportSection]:
     """The table and the pictures, for a page."""
     return [
-        Section("Accuracy on unseen classes", conditions(rows), table(rows)),
-        Section("Pictures", figures=list(figures(rows).values())),
+        ReportSection("Accuracy on unseen classes", conditions(rows), results_table(rows)),
+        ReportSection("Pictures", figures=list(result_figures(rows).values())),
     ]
 
 

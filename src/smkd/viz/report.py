@@ -25,7 +25,7 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem; 
 
 
 @dataclass(frozen=True)
-class Section:
+class ReportSection:
     """A part of the page: a heading, a sentence, and a table, pictures or preformatted text."""
 
     title: str
@@ -37,7 +37,7 @@ class Section:
     preformatted: str = ""
 
 
-def write_report(path: Path, title: str, lead: str, sections: Sequence[Section]) -> None:
+def write_report(path: Path, title: str, lead: str, sections: Sequence[ReportSection]) -> None:
     """Write the page; raises `OSError`."""
     body = "\n".join(_section(section) for section in sections)
     page = (
@@ -51,7 +51,7 @@ def write_report(path: Path, title: str, lead: str, sections: Sequence[Section])
         aside.write_text(page, encoding="utf-8", errors="backslashreplace")
 
 
-def _section(section: Section) -> str:
+def _section(section: ReportSection) -> str:
     parts = [f"<h2>{html.escape(section.title)}</h2>"]
     if section.text:
         parts.append(f"<p>{html.escape(section.text)}</p>")

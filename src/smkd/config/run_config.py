@@ -1,0 +1,173 @@
+"""`RunConfig`: all settings of a run, and the checks between its sections."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import model_validator
+
+from smkd.config.schema import (
+    AugmentConfig,
+    ClsConfig,
+    Count,
+    DataConfig,
+    FeaturesConfig,
+    GlobalViewConfig,
+    HeadConfig,
+    LocalViewConfig,
+    MaskConfig,
+    MimConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    PatchConfig,
+    Place,
+    Positive,
+    ProtocolConfig,
+    SamplerConfig,
+    Section,
+    SupervisedConfig,
+    TemperatureConfig,
+    ValidationConfig,
+    ViewConfig,
+)
+
+__all__ = [
+    "AugmentConfig",
+    "ClsConfig",
+    "DataConfig",
+    "FeaturesConfig",
+    "GlobalViewConfig",
+    "HeadConfig",
+    "LocalViewConfig",
+    "MaskConfig",
+    "MimConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "PatchConfig",
+    "ProtocolConfig",
+    "RunConfig",
+    "SamplerConfig",
+    "Section",
+    "SupervisedConfig",
+    "TemperatureConfig",
+    "ValidationConfig",
+    "ViewConfig",
+]
+
+
+RANDOM = Path("random")
+"""What `init` is where random weights are meant."""
+
+
+class RunConfig(Section):
+    """Everything that determines a training run."""
+
+    recipe: str = ""
+    phase: Literal["pretrain", "distill"]
+    out: Place | None = None
+    """Run folder; none is runs/<recipe>."""
+    init: Place | None = None
+    """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres.
+    Phase 2 needs it; `random` says that random weights are meant."""
+    init_optimizer: bool = False
+    """Also take over the optimiser's state from `init` (the reference does)."""
+    resume: bool = True
+    """Go on where the run in `out` stopped; false makes an existing run an error."""
+    overwrite: bool = False
+    """Replace an existing run in `out`."""
+    seed: Count = 0
+
+    epochs: Positive
+    batch_size: Positive = 512
+    """Images per optimiser step, over all devices and accumulation steps."""
+    accumulate: Positive = 1
+    """Forward and backward passes per optimiser step. Pairs form within one pass; all else is as in one (method.md)."""
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: Positive = 1
+    """Processes on this machine, one device each."""
+    num_nodes: Positive = 1
+    """Machines; more than one needs torchrun (docs/recipes.md)."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """auto: bfloat16 where the hardware has it, else float16 on CUDA, else float32."""
+    compile: bool | Literal["auto"] = "auto"
+    """Compile the networks of training with torch.compile; auto: on CUDA, if it works there."""
+    recompute: bool = False
+    """Make each block's activations again in the backward pass: less memory for about a quarter more time."""
+    num_workers: Count | Literal["auto"] = "auto"
+    """Data-loading processes per device; auto: none on the CPU, else all cores but one, at most 16."""
+    log_every: Positive = 20
+    """Steps between two lines of metrics.jsonl."""
+    save_every: Count = 10
+    """Epochs between checkpoints that are kept by number; 0 keeps last and best only."""
+    wandb: bool = False
+    wandb_project: str = "smkd"
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    head: HeadConfig = HeadConfig()
+    global_views: GlobalViewConfig = GlobalViewConfig()
+    local_views: LocalViewConfig = LocalViewConfig()
+    augment: AugmentConfig = AugmentConfig()
+    mask: MaskConfig = MaskConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optim: OptimConfig = OptimConfig()
+    validation: ValidationConfig = ValidationConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    evaluation: ProtocolConfig = ProtocolConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _data_shorthand(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("data"), str | Path):
+            values = {**values, "data": {"root": values["data"]}}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> RunConfig:
+        patch = self.model.patch_size
+        sizes = {
+            "model.image_size": self.model.image_size,
+            "global_views.size": self.global_views.size,
+            "local_views.size": self.local_views.size,
+            "validation.crop": self.validation.crop,
+            "evaluation.crop": self.evaluation.crop,
+        }
+        for name, size in sizes.items():
+            if size < patch:
+                raise ValueError(f"{name}={size} is smaller than one patch (model.patch_size={patch})")
+            if size % patch:
+                near = size - size % patch
+                raise ValueError(f"{name}={size} is not divisible by model.patch_size={patch}; use {near}")
+        if self.global_views.count < 1:
+            raise ValueError("global_views.count must be at least 1")
+        if self.phase == "pretrain" and self.global_views.count + self.local_views.count < 2:
+            raise ValueError("self-supervision compares views: use at least two views in all")
+        if self.batch_size % self.passes:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by devices x num_nodes x accumulate = {self.passes}"
+            )
+        sampler = self.data.sampler
+        if sampler is not None and sampler.classes * sampler.per_class != self.batch_size:
+            raise ValueError(
+                f"data.sampler: classes={sampler.classes} x per_class={sampler.per_class} "
+                f"must be batch_size={self.batch_size}"
+            )
+        return self
+
+    @property
+    def starts_random(self) -> bool:
+        """Whether no weights are given to start from."""
+        return self.init is None or self.init == RANDOM
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether training asks for the classes of its images."""
+        return self.objective.labels or self.objective.supervised.weight > 0 or self.data.sampler is not None
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that together make one optimiser step, over all devices."""
+        return self.devices * self.num_nodes * self.accumulate

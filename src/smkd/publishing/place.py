@@ -1,0 +1,75 @@
+"""Where an export is written: never over something else, aside first and then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from smkd.errors import CheckpointError, ConfigError
+from smkd.files import explained, written_aside
+from smkd.weights import header
+
+WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
+FOLDER_FILES = (WEIGHTS, SETTINGS, CARD)
+"""All that an exported folder may hold."""
+NOTE = "smkd.json"
+"""File in a PyTorch program that says what it is."""
+PRODUCER = "smkd"
+"""What an ONNX file says of its making."""
+
+
+def check_free(path: Path, *, is_folder: bool, suffix: str, overwrite: bool) -> None:
+    """Raise `ConfigError` if something other than a former export is at a path, unless it may be overwritten."""
+    if is_folder and path.exists() and not path.is_dir():
+        raise ConfigError(f"-o '{path}' is a file; this form is a folder")
+    if not is_folder and path.is_dir():
+        raise ConfigError(f"-o '{path}' is a folder; give a file, such as {path / f'model{suffix}'}")
+    if path.exists() and not overwrite and not _is_former_export(path):
+        what = "is not empty and no former export" if path.is_dir() else "exists and is no former export"
+        raise ConfigError(f"-o '{path}' {what}; choose another, or add --overwrite")
+
+
+def _is_former_export(path: Path) -> bool:
+    if path.is_dir():
+        names = {each.name for each in path.iterdir()}
+        return not names or (names <= set(FOLDER_FILES) and header.is_export(path / WEIGHTS))
+    return header.is_export(path) or _is_program(path) or _onnx_producer(path) == PRODUCER
+
+
+def _is_program(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{NOTE}") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _onnx_producer(path: Path) -> str:
+    """What an ONNX file says of its making; empty if it is no such file."""
+    try:
+        import onnx
+        from google.protobuf.message import DecodeError
+    except ImportError:
+        return ""
+    try:
+        return str(onnx.load(path, format="protobuf", load_external_data=False).producer_name)
+    except DecodeError:
+        return ""
+
+
+@contextlib.contextmanager
+def writing(path: Path, *, is_folder: bool) -> Iterator[Path]:
+    """Where to write a file or a folder; it is moved to `path` at the end, and removed if anything goes wrong.
+
+    Of a folder that is there the exported files are replaced, each at once; others are left alone.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    with explained(path, CheckpointError), written_aside(path, folder=is_folder) as aside:
+        yield aside
+        for name in FOLDER_FILES if is_folder else ():
+            if not (aside / name).exists():
+                (path / name).unlink(missing_ok=True)

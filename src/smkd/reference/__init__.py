@@ -1,0 +1,1 @@
+"""Command lines and settings of the published code as recipes of ours."""
