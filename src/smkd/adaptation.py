@@ -1,4 +1,4 @@
-"""`smkd adapt`: phase 2 on a few labelled images from any backbone, kept only where held-out images gain by it."""
+"""`smkd adapt`: phase 2 on a few labelled images from any backbone; the result is kept if held-out images gain."""
 
 from __future__ import annotations
 
@@ -43,15 +43,16 @@ SettingValues = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Adapted:
-    """What came of it.
+    """The result of `adapt`.
 
     Attributes:
-        run: folder; its best checkpoint is the backbone as it was where nothing was better.
+        run: the run folder. Its best checkpoint is the unchanged backbone if no epoch was better.
         held_out: classes never seen in training, or other images of the training classes.
-        split: the part that was measured: 'test', or 'val', which also selected the checkpoint, where there is no test.
-        epoch: of the best checkpoint; 0 is the backbone as it was.
-        before, after: of the backbone as it was and of the best checkpoint. For held-out classes few-shot accuracies of
-            the same episodes, one per number of shots; for held-out images which are right, bool [images].
+        split: the part that was measured: 'test', or without a test 'val', which also selected the checkpoint.
+        epoch: epoch of the best checkpoint; 0 is the unchanged backbone.
+        before, after: results of the unchanged backbone and of the best checkpoint. For held-out classes these are
+            few-shot accuracies of the same episodes, one per number of shots; for held-out images bool [images],
+            True where the answer is right.
     """
 
     run: Path
@@ -65,7 +66,7 @@ class Adapted:
 def adapt(
     data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = (), heads: int | None = None
 ) -> Adapted:
-    """Adapt a backbone to labelled images, and measure on held-out ones what that brings (docs/adapt.md).
+    """Adapt a backbone to labelled images, and measure the gain on held-out ones (docs/adapt.md).
 
     The same call goes on with an interrupted run.
 
@@ -73,7 +74,7 @@ def adapt(
         data: labelled images in any form of docs/own-images.md.
         out: run folder.
         backbone: run folder, checkpoint, or weights of another project (docs/weights.md).
-        settings: words such as `optim.lr=3e-5`; they go before what is worked out here.
+        settings: words such as `optim.lr=3e-5`; they replace what is worked out here.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:

@@ -59,11 +59,11 @@ def load(
 
     Args:
         where: run folder, checkpoint, or weights of another project (docs/weights.md).
-        network: which of a checkpoint's two.
+        network: 'teacher' or 'student' of a checkpoint.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
-        CheckpointError: missing, unreadable, with NaN, or not a ViT of a kind that this package has.
+        CheckpointError: the file is missing, unreadable, has NaN, or is no ViT of a kind that this package has.
     """
     # of the settings only the backbone's matter here, and they come from the weights
     state, _ = open_checkpoint(where, resolve("folder-pretrain"), heads)
@@ -78,7 +78,7 @@ def evaluate(
     Args:
         source: a backbone, or 'pixels' for the floor of plain colours.
         config: data set, pooling, precision and device.
-        protocol: how to measure; none takes the configuration's own `evaluation`.
+        protocol: how to measure; none takes `config.evaluation`.
 
     Returns:
         One result per number of shots.
@@ -115,10 +115,10 @@ def open_features(
     """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
 
     Args:
-        what: which of them; also weights of another project (docs/weights.md), with a recipe.
-        recipe: whose data and image size 'pixels', 'random' and foreign weights take.
+        what: path or name of the source; weights of another project (docs/weights.md) need a recipe.
+        recipe: recipe that gives data and image size to 'pixels', 'random' and weights of other projects.
         network: which of a checkpoint's two.
-        changes: other settings than the run's own, such as `{"evaluation": {"split": "val"}}`.
+        changes: settings that replace the run's, such as `{"evaluation": {"split": "val"}}`.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Which device and which precision a run uses, and copies to the device that nothing waits for."""
+"""The device and the precision of a run, and copies to the device that the host does not wait for."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from smkd.errors import ConfigError
 
 
 class Place(NamedTuple):
-    """Of a process among those that were started together.
+    """The place of a process among those that were started together.
 
     Attributes:
         rank: its number among all of them.
@@ -36,7 +36,7 @@ class _Failure:
 
 
 def place() -> Place | None:
-    """What torchrun's variables say of this process; None if it is by itself (RANK missing or empty).
+    """This process's place by torchrun's variables; None for a single process (RANK missing or empty).
 
     Raises:
         ConfigError: a variable is missing, or no number that could be.

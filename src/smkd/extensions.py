@@ -1,4 +1,4 @@
-"""Things that a setting names: built in, announced by an installed package, or registered in this process."""
+"""Functions that settings name: built in, announced by an installed package, or registered in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Registry:
         kind: what messages call one of them.
         group: entry point group under which packages announce theirs.
         builtin: names of this package's, each with its place as 'module:name'.
-        taken: names that mean something else, which nobody's may have.
+        taken: names that are in use for something else, and are refused.
     """
 
     def __init__(self, kind: str, group: str, builtin: Mapping[str, str], taken: Sequence[str] = ()) -> None:
@@ -36,16 +36,16 @@ class Registry:
         self.registered[name] = made
 
     def names(self) -> list[str]:
-        """All that are known: built in, then registered, then announced."""
+        """All known names: built in, then registered, then announced."""
         announced = sorted(point.name for point in entry_points(group=self.group))
         known = dict.fromkeys([*self.builtin, *self.registered, *announced])
         return [name for name in known if name not in self.taken]
 
     def check(self, name: str) -> None:
-        """Do nothing for a known name.
+        """Refuse an unknown name.
 
         Raises:
-            ConfigError: an unknown one; names the nearest.
+            ConfigError: the name is unknown; names the nearest.
         """
         if name in self.builtin or name in self.registered:
             return
@@ -56,7 +56,7 @@ class Registry:
             )
 
     def load(self, name: str) -> Callable[..., Any]:
-        """What a name stands for.
+        """The function that a name stands for.
 
         Raises:
             ConfigError: the name is unknown, or the package that announces it cannot be imported.
@@ -107,8 +107,8 @@ def register_term(name: str, term: Callable[..., Any]) -> None:
         name: for the setting, and for the log.
         term: called with the student's and the teacher's `smkd.models.pair.Outputs`, the masks (bool [global, batch,
             rows, columns]) and the labels (int64 [batch]), both on the CPU; returns a scalar mean in float32 and how
-            many things it is the mean of, 0 where there was nothing. What it looks at beside the logits of [CLS] it
-            names in an attribute `needs`: 'patches', 'tokens', 'attention'.
+            many things it is the mean of, 0 if there was nothing. Its attribute `needs` names what it uses beside the
+            logits of [CLS]: 'patches', 'tokens', 'attention'.
 
     Raises:
         ConfigError: the name is one of smkd's own.

@@ -1,4 +1,4 @@
-"""What every part needs of files and of the machine: written aside, disk errors in words, digests, paths, cores, names.
+"""Helpers for files and the machine: writing aside, disk errors in words, digests, paths, cores, names.
 
 with explained(path, CheckpointError), written_aside(path) as aside:
     aside.write_bytes(data)
@@ -54,7 +54,7 @@ def expanded(path: str | Path) -> Path:
 
 @contextlib.contextmanager
 def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None = None) -> Iterator[Path]:
-    """A place to write a file or a folder: it takes the path's place at the end, or is removed if anything goes wrong.
+    """A temporary place to write a file or folder: at the end it is renamed to `path`; after an error it is removed.
 
     The place has a name that no other process has, in the folder of `path`, which is made if need be. What is there
     when the block ends is synced to disk, renamed, and the folder is synced, so that a crash leaves the old or the new
@@ -68,7 +68,7 @@ def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None 
             which are whole and clears the folder: nothing is synced.
 
     Raises:
-        OSError: it may not or cannot be written. What can be known is known before the block begins.
+        OSError: it cannot be written, or may not be; most causes are found before the block begins.
     """
     target = Path(os.path.realpath(path))
     there = _mode(target)
@@ -106,13 +106,13 @@ def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None 
 def explained(
     path: Path, kind: type[SmkdError], *, option: str = "", advice: str | Callable[[], str] = ""
 ) -> Iterator[None]:
-    """Turn what the disk refuses while `path` is written into one line.
+    """Turn an error of the disk while `path` is written into one line.
 
     Args:
         path: the file or folder that is being written.
-        kind: of the error to raise.
-        option: what asked for it, such as '--json'.
-        advice: what to do, to end the line with; or a function that says it.
+        kind: class of the error to raise.
+        option: the option that asked for the file, such as '--json'.
+        advice: end of the line that says what to do; or a function that returns it.
     """
     try:
         yield
@@ -131,7 +131,7 @@ def sha256(path: Path) -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use: those it is bound to, and no more than the quota of its control group."""
+    """Number of cores that this process may use, by its affinity and the quota of its control group."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota()
     return bound if quota is None else max(1, min(bound, int(quota)))
@@ -144,7 +144,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or nothing where no known name is like it."""
+    """The end of an error message: `; did you mean 'x'?`, or empty if no known name is similar."""
     names = {each.lower(): each for each in known}
     close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
@@ -216,7 +216,7 @@ def _remove(path: Path) -> None:
 
 
 def _reason(error: OSError | RuntimeError, path: Path) -> str:
-    """What the disk said, also where a library hid it."""
+    """The disk's error, also if a library wrapped it."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError):
@@ -237,7 +237,7 @@ def _place(error: BaseException, path: Path) -> str | Path:
 
 
 def _quota(root: Path = Path("/")) -> float | None:
-    """Cores that the quotas of the control groups of this process come to; None without any (Linux only)."""
+    """Cores that the control groups of this process allow; None without a quota (Linux only)."""
     found = []
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():

@@ -1,4 +1,4 @@
-"""Worker processes: how many may be started, that they end with the process that started them, and what one died of."""
+"""Worker processes: how many may be started, how they end with their parent, and why one died."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from smkd.files import cores
 
 GUARD = 'start it below `if __name__ == "__main__":` (the main guard), in a script that is a file'
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
-"""What PyTorch says of it."""
+"""PyTorch's message about a loading process that ended."""
 NO_GUARD = 3
 """Exit code of a process that found itself in a script without a main guard."""
 
 
 def allowed(count: int) -> int:
-    """As many processes as this one may start: none from a daemon process, which may have no children."""
+    """`count`, or 0 in a daemon process, which may not start processes."""
     return 0 if multiprocessing.current_process().daemon else count
 
 
 def default_jobs() -> int:
-    """Processes that look at images: one for each core this process may use, at most 16; 1 is this process alone."""
+    """Number of processes that read images: one for each core of this process, at most 16. 1 means no other process."""
     return max(1, allowed(min(16, cores())))
 
 
 def end_with_parent(_: int = 0) -> None:
-    """End this process when its parent is killed; nobody else would. For the start of a worker, whatever its number.
+    """End this process when its parent is killed. Workers call it at their start; the number of the worker is ignored.
 
-    The watch of PyTorch's loaders misses a kill while they start, and one while a worker is busy for long.
+    PyTorch's loaders watch their parent too, but they do not notice a kill while they start or while a worker is busy.
     """
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -48,7 +48,9 @@ def end_with_parent(_: int = 0) -> None:
 
 
 def end_where_unguarded() -> None:
-    """End a process that a script without a main guard would start again and again; who started it says so."""
+    """End this process if it is importing a script without a main guard, which would start processes without end.
+
+    The process that started it sees exit code `NO_GUARD` and prints the message."""
     # set while a new process imports the script, and by nothing else
     if getattr(multiprocessing.current_process(), "_inheriting", False):
         sys.exit(NO_GUARD)
@@ -56,10 +58,10 @@ def end_where_unguarded() -> None:
 
 @contextmanager
 def deaths_named() -> Iterator[None]:
-    """Turn PyTorch's account of a loading process that was killed into one line.
+    """Turn PyTorch's error about a loading process that was killed into one line.
 
     Raises:
-        DataError: names the process and the signal.
+        DataError: a loading process ended; names the process and the signal.
     """
     try:
         yield
@@ -76,7 +78,7 @@ def deaths_named() -> Iterator[None]:
 
 @contextmanager
 def interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits; processes that are started meanwhile hear it from `end_at_interrupts` on."""
+    """Hold Ctrl-C back until the block ends. Processes started in it hear it once they call `end_at_interrupts`."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -88,7 +90,7 @@ def interrupts_later() -> Iterator[None]:
 
 
 def end_at_interrupts() -> None:
-    """End this process at Ctrl-C at once and without a word: the process that started it answers."""
+    """From now on, end this process at Ctrl-C at once and without a message; its parent prints the message."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,4 +1,4 @@
-"""Progress bars on standard error; nothing where that is no terminal."""
+"""Progress bars on standard error, if that is a terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ T = TypeVar("T")
 
 
 class Track(Protocol):
-    """Shows how far a pass over some items is; `shown`, or a caller's own."""
+    """A function that shows the progress over some items: `shown`, or a caller's own."""
 
     def __call__(self, items: Iterable[T], title: str, total: int, /) -> Iterable[T]:
         """The same items; `total` is how many they are."""
@@ -21,7 +21,7 @@ OnProgress = Callable[[str, int, int | None], None]
 
 
 def shown(items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """A bar that is gone at the end (a `Track`)."""
+    """A `Track` whose bar disappears at the end."""
     from rich.console import Console
     from rich.progress import track
 
@@ -31,7 +31,7 @@ def shown(items: Iterable[T], title: str, total: int) -> Iterable[T]:
 
 @contextmanager
 def bars() -> Iterator[OnProgress]:
-    """A bar for each thing that is going on."""
+    """One bar for each task."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 

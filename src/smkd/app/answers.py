@@ -50,13 +50,13 @@ class Neighbour(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a classifier says of a photograph.
+    """The answer of a classifier for a photograph.
 
     Attributes:
         photo: the query.
         chances: probability of each class, given that it is one of them, the largest first.
-        known: chance that it is of one of the classes at all; None if no class has two photographs.
-        rejected: whether that is below the threshold.
+        known: chance that it is of any of the classes; None if no class has two photographs.
+        rejected: whether `known` is below the threshold.
         neighbours: the nearest support photographs, nearest first.
     """
 
@@ -106,12 +106,12 @@ def learn(encoder: Encoder, support: Support) -> Lesson:
 
 
 def answer(lesson: Lesson, photo: Photo, reject: float) -> Answer:
-    """What the classifier says.
+    """The classifier's answer for a photograph.
 
     Args:
-        lesson: what has been learned.
+        lesson: the classifier and its photographs.
         photo: the query.
-        reject: chance of any of the classes below which the answer is 'none of these'.
+        reject: the answer is 'none of these' if `known` is below this.
     """
     classifier, query = lesson.classifier, photo.feature[None]
     chances = classifier.predict_proba(query)[0]
@@ -131,7 +131,7 @@ def answer(lesson: Lesson, photo: Photo, reject: float) -> Answer:
 
 
 def reasons(lesson: Lesson, given: Answer) -> Reasons | None:
-    """Why the query is like its nearest support photograph; None if the backbone is no network.
+    """Pictures of why the query is like its nearest support photograph; None for a backbone of plain colours.
 
     Raises:
         DataError: one of the two can no longer be read.

@@ -1,4 +1,4 @@
-"""What happens when something on the page is pressed or dropped: the new values of its components."""
+"""What a press or a drop on the page does: each function returns the new values of components."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def set_photos(encoder: Encoder, number: int, shots: GalleryItems, support: Supp
 
 
 def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn: int) -> tuple[Any, Any, str]:
-    """The classes of a zip beside those that are there; classes without photographs make room."""
+    """Add the classes of a zip; classes without photographs are removed."""
     try:
         classes, refused = zip_classes(Path(archive), place)
         support = support.without_empty()
@@ -82,7 +82,7 @@ def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn
 def press_learn(
     encoder: Encoder, place: Path, support: Support, before: Lesson | None, old: str | None
 ) -> tuple[Lesson | None, str, Any]:
-    """A classifier, a sentence about it and its file; what was there before if it cannot be made."""
+    """Make a classifier, a sentence about it and its file; if that fails, keep the previous ones."""
     try:
         lesson = learn(encoder, support)
         file = Path(tempfile.mkdtemp(dir=place)) / "classifier.smkd"
@@ -112,15 +112,15 @@ def take(encoder: Encoder, shots: GalleryItems, before: Sequence[Photo]) -> tupl
 
 
 def press(lesson: Lesson | None, queries: Sequence[Photo], reject: float, event: gr.SelectData) -> list[Any]:
-    """Which photograph was pressed, and what `show` says about it."""
+    """The number of the pressed photograph, and what `show` returns for it."""
     return [int(event.index), *show(event.index, lesson, queries, reject)]
 
 
 def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: float) -> list[Any]:
-    """The answers under the photographs, and all about one of them.
+    """The answers under the photographs, and the details of one of them.
 
     Args:
-        chosen: which; the last if there are fewer.
+        chosen: number of the photograph; the last one if there are fewer.
         lesson: what has been learned, if anything.
         queries: the photographs.
         reject: chance of any of the classes below which the answer is 'none of these'.
@@ -134,13 +134,13 @@ def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: f
 
 
 def threshold(lesson: Lesson | None, reject: float) -> str:
-    """What 'none of these' at a threshold keeps and catches, by the left-out photographs."""
+    """A sentence: what a threshold of 'none of these' keeps and catches among the left-out photographs."""
     said = "" if lesson is None else lesson.classifier.left_out_.threshold(reject, "photographs")
     return f"<p>By the photographs that were left out, this {said}.</p>" if said else ""
 
 
 def wrong(*lines: object) -> str:
-    """One line about what went wrong; nothing if nothing did."""
+    """One line about an error; empty if there is none."""
     if not lines:
         return ""
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""

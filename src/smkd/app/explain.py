@@ -51,7 +51,7 @@ class Match(NamedTuple):
 
 @torch.inference_mode()
 def see(encoder: Encoder, images: Sequence[Tensor]) -> SeenPatches | None:
-    """Patch tokens and attention of images, from the same pixels that their features come from.
+    """Patch tokens and attention of images, from the pixels that also give their features.
 
     Args:
         encoder: its transform and its backbone.
@@ -116,7 +116,7 @@ def central_square(image: Tensor, resize: int, crop: int) -> Image.Image:
 
 
 def attention_picture(square: Image.Image, attention: Tensor, grid: int) -> Image.Image:
-    """Attention over an image: a patch is the brighter and the more yellow the more of it it gets.
+    """A picture of attention: a patch with more attention is brighter and more yellow.
 
     Args:
         square: what the backbone sees.

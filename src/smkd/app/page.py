@@ -1,4 +1,4 @@
-"""The page: it lays out components and hands what they hold to the functions that know."""
+"""The layout of the page: its components, and the functions of `events` that they call."""
 
 from __future__ import annotations
 

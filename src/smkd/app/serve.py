@@ -1,4 +1,4 @@
-"""Open the page on a port of this machine, with nothing kept after it ends and nothing asked of the internet."""
+"""Show the page on a port of this machine; it uses no internet, and its files are removed at the end."""
 
 from __future__ import annotations
 

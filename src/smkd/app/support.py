@@ -1,4 +1,4 @@
-"""What a user has dropped so far: classes with their photographs, each read and encoded once, when it comes in."""
+"""The classes and photographs that a user has dropped; each photograph is read and encoded once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Support:
-    """Classes in the order in which they came; every change gives a new one."""
+    """Classes in the order in which they were added; every change returns a new `Support`."""
 
     groups: tuple[Group, ...] = ()
 

@@ -1,4 +1,4 @@
-"""From images to features: a backbone with the transform and the pooling of its run, in one piece that can be saved."""
+"""From images to features: a backbone with the transform and pooling of its run, which can be saved together."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class EncoderConfig(Section):
 
     @staticmethod
     def of_run(config: RunConfig, model: ModelConfig) -> EncoderConfig:
-        """What `smkd eval` does to the images of a run.
+        """The transform and pooling that `smkd eval` uses for a run.
 
         Raises:
             ConfigError: its image size is not one for this backbone.
@@ -112,7 +112,7 @@ class Encoder:
         config: transform and pooling.
         backbone: the network that `config.model` describes; None where that is None.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
-        report: lines about how the weights were taken over.
+        report: lines about how the weights were read.
 
     Raises:
         ConfigError: the accelerator is not there.
@@ -169,7 +169,7 @@ class Encoder:
         return Encoded(values.numpy(), rows, [_reason(images, index) for index in missing])
 
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Settings as plain values, and weights by name, for `restored`."""
+        """Settings as plain values, and weights by name; `restored` reads them."""
         weights = {} if self.backbone is None else self.backbone.state_dict()
         kept = {f"{WEIGHTS}{name}": value for name, value in weights.items() if name != "mask_token"}
         return self.config.model_dump(mode="json"), kept
@@ -178,7 +178,7 @@ class Encoder:
     def restored(
         settings: Any, tensors: dict[str, Tensor], accelerator: str = "auto", where: str = "encoder"
     ) -> Encoder:
-        """From what `saved` gave; `where` is what messages call it.
+        """The encoder that `saved` described; messages call it `where`.
 
         Raises:
             CheckpointError: settings are missing or wrong, or do not fit the weights.
@@ -202,7 +202,7 @@ class Encoder:
 
     @contextmanager
     def _few_threads(self, images: int) -> Iterator[None]:
-        """One thread for a small network while processes read: more gain nothing, and wait where those could work."""
+        """Use one thread for a small network while processes read images; more threads would take their cores."""
         before = torch.get_num_threads()
         if self.backbone is not None and self.device.type == "cpu" and _reading_processes(images):
             tokens = (self.config.crop // self.backbone.patch_size) ** 2
@@ -233,8 +233,8 @@ def open_encoder(
     Args:
         backbone: run folder, checkpoint, weights of another project (docs/weights.md), 'pixels' for plain colours, a
             network, or an encoder, which is taken as it is.
-        recipe: whose image size, normalisation and pooling a network takes, or weights that bring none (default
-            'folder-pretrain'); not looked at where a checkpoint brings its own.
+        recipe: gives image size, normalisation and pooling to a network, or to weights that have none (default
+            'folder-pretrain'); ignored for a checkpoint that has its own.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
@@ -267,7 +267,7 @@ def described(backbone: VisionTransformer) -> ModelConfig:
     """The configuration of a network.
 
     Raises:
-        ConfigError: it has parts that a configuration cannot say.
+        ConfigError: it has parts that a configuration cannot describe.
     """
     first = backbone.blocks[0]
     assert isinstance(first, Block)
@@ -294,7 +294,7 @@ def described(backbone: VisionTransformer) -> ModelConfig:
 
 
 def _reading_processes(images: int) -> int:
-    """How many processes read images while this one runs the network; they idle where the network is the slower."""
+    """How many processes read images while this one runs the network; they wait if the network is slower."""
     # a script without a main guard cannot start processes that are not forked
     if images < WORKERS_FROM or multiprocessing.get_start_method() != "fork":
         return 0
@@ -302,7 +302,7 @@ def _reading_processes(images: int) -> int:
 
 
 def _reason(images: Pictures, index: int) -> str:
-    """Why an image could not be read: reading it again says so."""
+    """Why an image could not be read; reads it again to find out."""
     try:
         images.load(index)
     except ValueError as error:

@@ -41,7 +41,7 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Settings(Section):
-    """What a file of a classifier says besides its tensors."""
+    """The settings in a classifier's file; the rest are tensors."""
 
     encoder: dict[str, Any] | None
     head: str
@@ -64,7 +64,7 @@ class _Settings(Section):
         return self
 
     def class_array(self) -> NDArray[Any]:
-        """The classes with their type; raises `ValueError` where they are not of it."""
+        """The classes as an array of their type; raises `ValueError` if a value has another type."""
         kind = np.dtype(self.label_type)
         if kind.itemsize * len(self.classes) > MOST_BYTES:
             raise ValueError(f"label_type: {self.label_type} for {len(self.classes)} classes")
@@ -96,7 +96,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             `smkd.classify.open_encoder` takes them; None for features only.
         head: few-shot classifier with options as in 'logistic:c=3' (docs/heads.md), or 'auto' for a choice by
             cross-validation where every class has five images. Transductive heads see all images of one call together.
-        recipe: whose image size and normalisation a network takes, or weights that bring none.
+        recipe: gives image size and normalisation to a network, or to weights that have none.
         seed: of heads that draw.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
@@ -104,12 +104,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Attributes:
         classes_: sorted labels.
         head_: the head in use, as `head` takes it.
-        support_: float32 [images, dim], what was learned from.
+        support_: float32 [images, dim], the features it learned from.
         support_labels_: int64 [images], places in `classes_`.
         temperature_: probabilities are softmax(scores / temperature).
-        known_: what tells known classes from unknown ones; None if no class has two images.
-        left_out_: what left-out support images say: accuracy of each class, the mean over classes with its interval,
-            and what a threshold for `reject` keeps and catches.
+        known_: the model of `known_proba`; None if no class has two images.
+        left_out_: results on left-out support images: accuracy of each class, the mean over classes with its
+            interval, and what a threshold for `reject` keeps and catches.
         encoder_: from images to features; None without a backbone.
     """
 
@@ -125,11 +125,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.heads = heads
 
     def fit(self, X: Any, y: Any) -> Self:  # noqa: N803
-        """Learn from images or features X and their labels y, [n]; forgets what was learned before.
+        """Learn from images or features X and their labels y, [n]; earlier learning is dropped.
 
         Raises:
             InputError: (a `DataError` and `ValueError`) one class only, an unreadable image, features that are not
-                finite, or as many labels as X does not have.
+                finite, or another number of labels than of images.
             ConfigError: unknown head or option.
             CheckpointError: the backbone cannot be read.
         """
@@ -171,7 +171,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Args:
             X: images or features.
             reject: between 0 and 1; images whose `known_proba` is below get None, 'none of these', in an array of
-                objects. 0.5 is where images of known and of unknown classes are as likely.
+                objects. At 0.5 a known and an unknown class are equally likely.
 
         Raises:
             InputError: an unreadable image, features of another dimension; `reject` where no class has two images.
@@ -193,10 +193,10 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return (scores / self.temperature_).softmax(dim=1).numpy()
 
     def known_proba(self, X: Any) -> NDArray[np.float64]:  # noqa: N803
-        """Chance that an image is of one of the classes at all, [n] (docs/classifier.md).
+        """Chance that an image is of any of the classes, [n] (docs/classifier.md).
 
         Raises:
-            InputError: no class has two images, so nothing tells what is familiar.
+            InputError: no class has two images, so familiarity cannot be learned.
         """
         features = torch.from_numpy(self.features(X))
         if self.known_ is None:
@@ -283,7 +283,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.temperature_ = fitted_temperature(left, self._learned)
 
     def _leave_out(self) -> LeftOut:
-        """What left-out images say, apart from the temperature."""
+        """Results on left-out images, apart from the temperature."""
         support, labels = self._learned.support[0], self._learned.labels[0]
         left, familiarities = left_out(self._learned.head, support, labels, self.seed), Familiarities(support, labels)
         self.known_ = familiarities.fit()

@@ -1,7 +1,7 @@
-"""How sure it is that an image is of a known class at all, learned from the support.
+"""The chance that an image is of any of the known classes, learned from the support.
 
-Familiar is an image that is left out of the mean of its own class; strange is the same image when its whole class is
-left out. That takes a class with two images.
+A support image counts as familiar when it alone is left out of its class mean, and as strange when its whole class is
+left out. This needs a class with two images.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def familiarity(query: Tensor, support: Tensor, labels: Tensor) -> NDArray[np.fl
 
 
 class Familiarities:
-    """How familiar the support is to itself.
+    """Familiarity of the support images, each left out alone or with its class.
 
     Args:
         support: float32 [n, dim].
@@ -57,10 +57,10 @@ class Familiarities:
         self.own = (units * F.normalize(without, dim=1)).sum(dim=1)
 
     def fit(self, without: int | None = None) -> Known | None:
-        """A logistic regression that tells familiar from strange, both weighing the same.
+        """A logistic regression of familiar against strange, both with the same total weight.
 
         Args:
-            without: a class that does not exist for it.
+            without: a class to leave out of the support.
 
         Returns:
             None if no class has two images, or only one class is left.
@@ -85,15 +85,15 @@ class Familiarities:
         return Known(0.0, 0.0)  # familiarity says nothing here: one chance for everything
 
     def chances(self, known: Known) -> tuple[Chances, Chances]:
-        """Chances of images that are of a known class and of such that are not.
+        """Chances (`Known.chance`) of left-out images as familiar and as strange ones.
 
         Args:
             known: what `fit` found in the whole support.
 
         Returns:
-            Of each image whose class has another one, left out; and of every image, [n], with its whole class left out,
-            also of what tells familiar from strange (of all classes, where the others have no second image). With two
-            classes the second is empty: among images of one class anything is strange.
+            First, the chance of each image whose class has another one, with that image left out. Second, the chance of
+            every image, [n], with its whole class left out, also of the regression (unless no other class has two
+            images). With two classes the second is empty, because one class alone has no strange images.
         """
         familiar = known.chance(torch.maximum(self.own, self.nearest[:, 0])[self.spare].numpy())
         classes = int(self.labels.max()) + 1

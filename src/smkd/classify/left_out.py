@@ -1,6 +1,6 @@
-"""What support images say of a head that has not learned from them: how well it does, and how sure it should be.
+"""Support images that a head has not learned from: its accuracy on them, and the temperature of its probabilities.
 
-All of it needs a class with two images.
+This needs a class with two images.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class LeftOut(NamedTuple):
 def left_out(head: Head, support: Tensor, labels: Tensor, seed: int) -> LeftOut:
     """Score every support image whose class has another one, without it.
 
-    One image of each class is left out at a time, so that no class is learned from fewer images than the others were
-    left with: leaving out a single image makes its own class look less likely than it is. A class with more than
-    `ROUNDS` images leaves out an equal share of them; one with fewer than the largest has its images left out again,
-    without being scored again.
+    One image of each class is left out at a time, so that all classes lose equally many: leaving out a single image
+    would make its own class look less likely than it is. A class with more than `ROUNDS` images leaves out an equal
+    share of them at a time. A class with fewer images than the largest leaves one out every time, but each is scored
+    only once.
 
     Args:
         head: see `smkd.fewshot.head`.
@@ -78,7 +78,7 @@ def left_out(head: Head, support: Tensor, labels: Tensor, seed: int) -> LeftOut:
 
 
 def check_head(head: str) -> None:
-    """Raise `ConfigError` for a name or option that is unknown, before any work is done for it."""
+    """Raise `ConfigError` for an unknown name or option, before any work is done."""
     if head != AUTO:
         make_head(head, torch.zeros(1))
 
@@ -104,9 +104,9 @@ def fitted_temperature(left: LeftOut, learned: Learned) -> float:
     """Temperature T of the probabilities softmax(scores / T).
 
     The T under which the left-out images' own classes are most likely (Guo et al., ICML 2017), where of N images
-    1 / (N + 1) of one is taken to be spread over all classes, as Platt (1999) does: without that, images that are all
-    right would ask for T = 0. Where no class has two images there is nothing to leave out; T is then the standard
-    deviation of the scores that the support gets for other classes than its own, a guess.
+    1 / (N + 1) of one is assumed to be spread over all classes (Platt, 1999); otherwise T would be 0 if all images are
+    right. If no class has two images, T is a guess: the standard deviation of the scores that the support gets for
+    other classes than its own.
 
     Args:
         left: scores of left-out images.
@@ -145,14 +145,14 @@ class ClassShare(NamedTuple):
 
 @dataclass(frozen=True)
 class LeftOutAccuracy:
-    """How well a classifier does, by its support images when they are left out.
+    """Results of a classifier on its support images, each left out in turn.
 
     Attributes:
         names: of the classes.
         labels: class of each support image.
-        own: of each image whose class has another one, in their order: whether it is given its own class without it.
-        known: of the same images: chance that they are of one of the classes, without them.
-        strange: of every support image: the same chance with its whole class left out; empty with two classes.
+        own: for each image whose class has another one, in their order: whether the left-out image gets its own class.
+        known: for the same images: `known_proba` of the left-out image.
+        strange: for every support image: `known_proba` with its whole class left out; empty with two classes.
     """
 
     names: tuple[str, ...]
@@ -188,8 +188,8 @@ class LeftOutAccuracy:
     def mean(self) -> float:
         """Mean over the classes with left-out images of the share that is right, from 0 to 1.
 
-        That, and not the share of all images, is what new images of equally many of each class will get: a class with
-        few images, of which all are wrong, counts as much as the others.
+        This estimates the accuracy on new images with equally many of each class. A class with few images counts
+        as much as the others.
         """
         return float(np.mean([each.right / each.images for each in self.worst_first]))
 
@@ -215,7 +215,7 @@ class LeftOutAccuracy:
         return _class_mean(np.asarray(self.strange) < reject, np.asarray(self.labels)) if self.strange else None
 
     def threshold(self, reject: float, images: str = "images") -> str:
-        """What a threshold keeps and catches, in words; nothing if neither is known.
+        """A sentence on what a threshold keeps and catches; empty if neither is known.
 
         Args:
             reject: the threshold.
@@ -230,7 +230,7 @@ class LeftOutAccuracy:
         """Plain values for JSON, shares from 0 to 1; None if no image was left out.
 
         Args:
-            rejects: thresholds to say something of.
+            rejects: thresholds to report.
         """
         if not self.images:
             return None

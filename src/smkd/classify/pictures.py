@@ -1,4 +1,4 @@
-"""Images as a user has them at hand: paths, Pillow images and arrays, in one list."""
+"""Images as users give them: paths, Pillow images and arrays, in one list."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class InputError(DataError, ValueError):
 
 
 def as_pictures(given: Any) -> list[Picture] | None:
-    """Images that were given as X, as a list; None if X is no images but features.
+    """The images in X as a list; None if X holds features.
 
     Args:
         given: a list, an array, a Series or a frame of one column.
 
     Raises:
-        InputError: one image or path, or a generator, where a list belongs.
+        InputError: X is one image or path, or a generator, and not a list.
     """
     if isinstance(given, str | Path | Image.Image):
         name = f"'{given}'" if isinstance(given, str | Path) else "a Pillow image"
@@ -58,7 +58,7 @@ def _is_picture(item: Any) -> bool:
 
 
 class Pictures:
-    """Images in a row, as `smkd.data.images.Images`; the label of each is its place.
+    """A list of images as `smkd.data.images.Images`; the label of each is its position.
 
     Args:
         items: see `Picture`; any mixture.

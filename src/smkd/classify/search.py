@@ -1,4 +1,4 @@
-"""Nearest images: the features of a folder, kept with their backbone, and the largest cosines with another image's."""
+"""Nearest images: the features of a folder, saved with their backbone, and a search by cosine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ImageIndex:
     """Images that can be searched by an image.
 
     Attributes:
-        encoder: makes the features, of the indexed images and of those that are looked for.
+        encoder: makes the features of the indexed images and of the queries.
         features: float32 [images, dim].
         names: what each image is called, such as its path.
     """
@@ -40,10 +40,10 @@ class ImageIndex:
 
         Args:
             query: float32 [queries, dim], as `encoder` makes them.
-            top: how many; all if there are fewer.
+            top: how many to return; all if there are fewer.
 
         Returns:
-            Names with their cosines, nearest first, of each query.
+            For each query, names with their cosines, nearest first.
 
         Raises:
             ConfigError: `top` is below 1.

@@ -1,6 +1,6 @@
-"""One file for everything: safetensors, whose header holds the settings as JSON. Reading it executes nothing.
+"""The `.smkd` file of a classifier or an index: safetensors with the settings as JSON in its header.
 
-A `.smkd` file is a safetensors file like any other; its metadata has the one key `smkd`.
+The metadata have the one key `smkd`. Reading the file executes nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What every verb has around its work: `~` in paths, outputs that are looked at first, signals and closed pipes."""
+"""What every verb does around its work: expand `~`, check outputs, handle signals and closed pipes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Beyond types: durations that fit into the epochs, and typed settings that something reads."""
+"""Checks of a whole configuration: warm-ups must fit into the epochs, and typed settings must have an effect."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from smkd.errors import ConfigError
 
 
 class Duration(NamedTuple):
-    """One of them.
+    """A setting that counts epochs.
 
     Attributes:
         key: dotted key of the setting.
         epochs: its value.
-        most: epochs that fit into the run: a warm-up reaches its end in it.
-        short: what a longer one is shortened to.
+        most: the largest value with which it ends within the run.
+        short: the value that a longer one is shortened to.
     """
 
     key: str
@@ -44,17 +44,17 @@ def durations(config: RunConfig) -> list[Duration]:
 
 
 def shortened(config: RunConfig, typed: Set[str]) -> dict[str, tuple[int, int]]:
-    """Durations of a recipe that are to be shortened to fit into the `epochs` that were typed.
+    """Durations of a recipe that must be shortened to fit into the typed `epochs`.
 
     A warm-up of the learning rate, the frozen last layer and the time without masks get at most half of the run; the
     warm-up of a temperature may last as long as the run.
 
     Args:
-        config: with the epochs that were typed.
-        typed: dotted keys of what the user gave; these durations stay as they are.
+        config: settings with the typed epochs.
+        typed: dotted keys that the user gave; these durations are not shortened.
 
     Returns:
-        By key, the value as it was and as it shall be.
+        The old and the new value by key.
     """
     if "epochs" not in typed:
         return {}

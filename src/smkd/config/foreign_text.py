@@ -1,4 +1,4 @@
-"""YAML and JSON that others wrote, with bounds on what they may ask for."""
+"""YAML and JSON of others, with limits on their size and depth."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def text_of(path: Path) -> bytes:
 
 
 class YamlError(ValueError):
-    """A text that is no YAML, or asks for too much.
+    """A text is no YAML, or exceeds a limit.
 
     Attributes:
-        line: where, counted from 1; None where nobody knows.
+        line: line of the fault, counted from 1; None if unknown.
     """
 
     def __init__(self, reason: str, mark: yaml.Mark | None = None) -> None:
@@ -55,7 +55,7 @@ def mapping(text: str | bytes, name: str) -> dict[str, Any]:
         name: what messages call it.
 
     Raises:
-        ConfigError: it is no YAML, none of keys and values, or asks for too much (`value`).
+        ConfigError: it is no YAML, has no keys and values, or exceeds a limit (`value`).
     """
     try:
         values = value(text)
@@ -87,7 +87,7 @@ def value(text: str | bytes) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only, within bounds that are looked at before anything is made."""
+    """Makes plain values only, after the limits are checked."""
 
     depth = 0
 
@@ -143,7 +143,7 @@ def parsed(text: str | bytes) -> Any:
     """The value of a JSON text; bytes may be of any Unicode encoding, with or without a byte-order mark.
 
     Raises:
-        ValueError: it is no JSON, or nested so deep that nothing here wrote it.
+        ValueError: it is no JSON, or is nested too deep.
     """
     try:
         return json.loads(text)

@@ -57,7 +57,7 @@ def recipe_summary(name: str) -> str:
 
 
 def load_recipe(recipe: str) -> dict[str, Any]:
-    """Settings of a recipe with everything it extends, outermost last.
+    """Settings of a recipe, with those of the recipes that it extends; its own replace theirs.
 
     Args:
         recipe: name of a recipe of the package, or the path of a YAML file.
@@ -104,8 +104,8 @@ def resolve(
 ) -> RunConfig:
     """The checked configuration of a recipe with `key=value` overrides.
 
-    Where `epochs` is typed, durations that the recipe states and that do not fit into so many epochs are shortened,
-    and a line on standard error says so (`smkd.config.checks`).
+    If `epochs` is typed, durations of the recipe that do not fit into it are shortened, and a line on standard error
+    says so (`smkd.config.checks`).
 
     Args:
         recipe: name of a recipe, or the path of a YAML file.
@@ -114,8 +114,7 @@ def resolve(
         typed: those of the words that the user typed; None means all of them.
 
     Raises:
-        ConfigError: unknown recipe, key, a value that does not fit, or a typed one that has no effect; one line that
-            names it.
+        ConfigError: an unknown recipe or key, a wrong value, or a typed setting without effect; the line names it.
     """
     values, given = _load(recipe, ())
     overrides = list(overrides)
@@ -161,7 +160,7 @@ def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
 
 
 def _check_names(config: RunConfig) -> None:
-    """Matchings and terms that nobody has; not asked of a run that is read, which may be used without them."""
+    """Refuse unknown matchings and terms; not called for a run that is read, which needs none of them."""
     objective = config.objective
     named = [("objective.patch.matching", extensions.matchings, objective.patch.matching)]
     named += [("objective.terms", extensions.terms, name) for name in objective.terms]
@@ -236,7 +235,7 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the None of a group, or of groups within."""
+    """Without the values that are None, also in nested groups."""
     inner = {key: _given(value) if isinstance(value, dict) else value for key, value in values.items()}
     return {key: value for key, value in inner.items() if value is not None}
 

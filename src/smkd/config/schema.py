@@ -143,7 +143,7 @@ class AugmentConfig(Section):
 
 
 class MaskConfig(Section):
-    """Masks on the student's global views: one of `ratio` is chosen, plus or minus its jitter (iBOT)."""
+    """Masks on the student's global views: one of `ratio` is drawn, plus or minus its jitter (iBOT)."""
 
     shape: Literal["block", "random"] = "block"
     ratio: tuple[Fraction, ...] = (0.0, 0.3)

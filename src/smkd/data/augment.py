@@ -1,7 +1,7 @@
-"""What a training sample looks like: its random numbers, boxes, crops and masks.
+"""Training samples: their random numbers, boxes, crops and masks; and the crop for evaluation.
 
-All of it is a pure function of (seed, epoch, index, stream); a stream is a view of an occurrence. A counter-based
-generator is keyed by those numbers, so neither the number of workers or devices nor an interruption changes a sample.
+A sample depends only on (seed, epoch, index, stream), where a stream is one view of one occurrence. A counter-based
+generator is keyed by these numbers, so workers, devices and interruptions do not change a sample.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def generator(seed: int, epoch: int, index: int, stream: int) -> np.random.Gener
 
 
 class Streams:
-    """The generators of one seed, one at a time: setting the state of one takes a fifth of the time of making another.
+    """The generators of one seed, one at a time: it resets one generator, which takes a fifth of the time of a new one.
 
     Args:
         seed: non-negative.
@@ -168,8 +168,8 @@ def crop_resize(image: Tensor, box: Box, size: int) -> Tensor:
 def resize_center_crop(image: Tensor, resize: int, crop: int) -> Tensor:
     """Evaluation view: shorter side to `resize`, then the centre square of side `crop`.
 
-    Of an image that is `THIN` only the part that is in the square is resized: all of it might take gigabytes. The
-    result is the same but for the rounding of weights.
+    Of a `THIN` image only the part in the square is resized, because the whole might take gigabytes. The result
+    differs only by the rounding of weights.
 
     Args:
         image: uint8 [3, height, width].

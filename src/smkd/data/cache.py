@@ -121,7 +121,7 @@ class CachedImages:
 def cached(images: Images, config: DataConfig, split: str, track: Track | None = None) -> Images:
     """The images as `data.cache` asks for them.
 
-    Images that are in memory anyway (`patterns`) stay as they are.
+    Images that are already in memory (`patterns`) are returned unchanged.
 
     Args:
         images: one split, as `open_split` gives it.

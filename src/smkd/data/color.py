@@ -1,8 +1,8 @@
 """Flip, colour and blur, batched on the device, each image with its own parameters.
 
-Brightness, contrast, saturation, greyscale, blur, solarise and flip follow Pillow's definitions (torchvision's too but
-for the blur); hue follows torchvision's tensor definition (a turn of the HSV hue, in floats). Values are floats from 0
-to 1; only the blur rounds to grey levels.
+Brightness, contrast, saturation, greyscale, blur, solarise and flip follow Pillow's definitions, which are also
+torchvision's except for the blur. Hue follows torchvision's tensor definition (a turn of the HSV hue, in floats).
+Values are floats from 0 to 1; only the blur rounds to grey levels.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def open_split(config: DataConfig, split: str, *, labelled: bool = True) -> Imag
 
 
 def open_validation(config: RunConfig) -> Images:
-    """Images that training is validated on: the val split of its data or of `validation.data`, or all of the latter.
+    """The validation images: the val split of the run's data or of `validation.data`, or all of the latter.
 
     Raises:
         DataError: as `open_split`.
@@ -157,13 +157,13 @@ def describe(config: DataConfig) -> str:
 
 
 def open_source(config: DataConfig, *, labelled: bool = True) -> DatasetSource:
-    """What the configured root holds.
+    """Open the configured root.
 
     Args:
         labelled: refuse images without classes.
 
     Raises:
-        DataError: there is none, it has no known form, or no classes.
+        DataError: the root is missing, has no known form, or has no classes.
     """
     if config.root is None:
         raise DataError(f"data set '{config.dataset}' needs its folder: data=<folder with train/, val/, test/>")

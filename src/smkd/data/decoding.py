@@ -1,9 +1,9 @@
-"""The one road from an image file to pixels: bounded reading, decoding with Pillow, and one rule for every mode.
+"""From an image file to pixels: reading with limits, decoding with Pillow, and one rule for each mode.
 
-Every picture becomes upright 8-bit RGB. Transparent pixels are laid over white, whatever colour they hide. Grey levels
-above 8 bits are scaled by their type (16 bits: divided by 256; 12 bits, where a TIFF says so: by 16), unless none of
-them is above 255, which is how 8 bits are kept in 16. 32-bit integers may hold 0 to 255, or 0 to 65535 as 16 bits do;
-floating-point numbers 0 to 1 as well. Of an animation the first frame is taken.
+Every picture becomes upright 8-bit RGB. Transparent pixels are laid over white; their own colour is ignored. Grey
+levels above 8 bits are scaled by their type (16 bits: divided by 256; 12 bits, where a TIFF says so: by 16). If no
+level of 16 bits is above 255, they are 8-bit levels and stay. 32-bit integers may hold 0 to 255, or 0 to 65535 as 16
+bits do; floating-point numbers may also be 0 to 1. Of an animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """1 to 8, as EXIF counts; 1 where nothing is said, or nothing that can be read."""
+    """The EXIF orientation, 1 to 8; 1 if it is missing or unreadable."""
     try:
         said = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # broken metadata of a good picture

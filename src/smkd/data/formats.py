@@ -1,7 +1,7 @@
-"""Which files are images and which names are the system's own: one rule for everything that lists files.
+"""Which files are images, and which names belong to the system; everything that lists files uses these rules.
 
-A picture is told by its suffix. Some pictures Pillow cannot read here, such as HEIC without a plugin: these are
-counted and named where they are left out.
+The suffix decides whether a file is a picture. Pictures that the installed Pillow cannot read, such as HEIC without a
+plugin, are left out, counted and named.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Found(NamedTuple):
     Attributes:
         images: those that Pillow reads here.
         foreign: the others.
-        links: linked folders that were not followed, as they lead back or to what is read under another name.
+        links: linked folders that were not followed, because they lead to a folder that is read already.
     """
 
     images: list[str]
@@ -71,7 +71,7 @@ class Found(NamedTuple):
 
 
 def nfc(name: str) -> str:
-    """The name as it is compared: systems write the same letters, such as é, in one character or in two."""
+    """The name in Unicode NFC, for comparisons: some systems write é in two characters."""
     return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
@@ -91,7 +91,7 @@ def is_hidden_path(path: str) -> bool:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file name has the suffix of a picture, whoever can read it."""
+    """Whether a file name has the suffix of a picture, readable here or not."""
     return suffix(name) in PICTURES
 
 

@@ -61,8 +61,8 @@ class HubStore:
 def open_hub(root: str, label_column: str | None = None) -> Listing:
     """A data set by its name, `hf:owner/name` or `hf:owner/name:configuration`, or a folder of Parquet files.
 
-    The train, validation and test parts stay if no class is in two of them. Else, as in ordinary classification sets,
-    all labelled parts are put together and have no splits of their own.
+    If no class is in two parts, the train, validation and test parts are the splits. Otherwise, as in ordinary
+    classification sets, all labelled parts are put together and have no splits of their own.
 
     Args:
         root: name with its prefix, or the folder.

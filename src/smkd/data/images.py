@@ -1,4 +1,4 @@
-"""One split as a sequence of uint8 images: what the rest of the package sees of a data set, whatever its form."""
+"""One split as a sequence of uint8 images; the rest of the package uses every form of data set through it."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def _check_classes(folder: Path, found: dict[str, Found], loose: list[str]) -> N
 
 
 class UnlabelledImages(StoredImages):
-    """Images whose classes nobody has said: all have the label 0."""
+    """Images without classes: all have the label 0."""
 
 
 def readable_images(paths: Sequence[str], classes: Sequence[str], place: str) -> tuple[NDArray[np.int64], list[str]]:
@@ -243,7 +243,7 @@ def chosen_images(
 
 
 def packed(texts: Iterable[str]) -> NDArray[np.bytes_]:
-    """Texts in one block of memory, which forked workers share; a list of objects they would copy by and by."""
+    """Texts in one block of memory, which forked workers share; they would copy a list of objects bit by bit."""
     return np.array([os.fsencode(text) for text in texts], dtype=np.bytes_)
 
 

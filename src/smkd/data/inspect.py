@@ -1,4 +1,4 @@
-"""Looking at every image of a split once: sizes, content hashes, faults, and statistics of the channels."""
+"""Read every image of a split once: sizes, content hashes, faults, and statistics of the channels."""
 
 from __future__ import annotations
 

@@ -32,10 +32,10 @@ class Sample(NamedTuple):
 
     Attributes:
         crops: uint8 [3, size, size], one a view, global views first.
-        draws: what they were made from, and what else the views need.
+        draws: the random choices behind the crops, with masks and colours.
         label: class index.
         image: number of the image that was read.
-        skipped: unreadable images that this one stands in for.
+        skipped: number of unreadable images that this one replaces.
     """
 
     crops: list[Tensor]
@@ -155,9 +155,10 @@ def _stacked(crops: list[list[Tensor]]) -> Tensor:
 
 
 def worker_count(config: RunConfig, device: torch.device) -> int:
-    """Loading processes of this device: the configured number, or a sensible one.
+    """Loading processes of this device: the configured number, or with 'auto' a default.
 
-    On an accelerator all of its share of cores but one; on the CPU none, since the networks need the cores.
+    The default on an accelerator is its share of the cores less one; on the CPU it is 0, since the networks need the
+    cores.
     """
     if config.num_workers != "auto":
         return allowed(config.num_workers)
@@ -225,8 +226,8 @@ def _colored(crops: Tensor, color: Tensor, spec: DatasetSpec, device: torch.devi
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     """Batches with their crops on the device.
 
-    On CUDA the next batch is copied, on a stream of its own and from pinned memory, while the device works on the
-    last one; elsewhere a batch is copied when it is asked for.
+    On CUDA the next batch is copied while the device works on the last one, from pinned memory and on a stream of its
+    own. On other devices a batch is copied when it is needed.
     """
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)

@@ -111,7 +111,7 @@ def _occurrences(order: Indices) -> Indices:
 
 
 class _Deck:
-    """Deals its cards in random order, shuffling again when they run out; a hand repeats none if it can."""
+    """A deck of cards in random order, shuffled again when it runs out; a hand repeats no card if possible."""
 
     def __init__(self, cards: Indices, rng: np.random.Generator) -> None:
         self.cards, self.rng = cards, rng

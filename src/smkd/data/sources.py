@@ -1,7 +1,7 @@
-"""Finding out which form a data set has: `open_dataset` looks at its root, says what it found, and opens its splits.
+"""`open_dataset` finds out which form a data set has, describes it in a line, and opens its splits.
 
 The forms are train/val/test folders of class folders; class folders; a table of paths and labels; tar shards; and
-Parquet files or Hugging Face data sets with the images inside. What has no splits of its own is split by class.
+Parquet files or Hugging Face data sets with the images inside. Data without splits of their own are split by class.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def open_dataset(
     root: Path | str, *, split_by: Literal["classes", "images"] = "classes", split_seed: int = 0,
     split_file: Path | None = None, label_column: str | None = None,
 ) -> DatasetSource:  # fmt: skip
-    """Find out what a root holds.
+    """Find out which form of data set a root holds.
 
     Args:
         root: folder, table, tar file, or `hf:<name>`.
@@ -144,7 +144,7 @@ def open_dataset(
         label_column: column of a table that holds the class, if it is not called label or class.
 
     Raises:
-        DataError: nothing there, none of the forms, or more than one; names what was found.
+        DataError: the root is missing, or has none of the forms or several; names what was found.
     """
     place = root.as_posix() if isinstance(root, Path) else root
     if not place.startswith(PREFIX):

@@ -122,7 +122,7 @@ def split_of_images(name: str, count: int, seed: int) -> dict[str, NDArray[np.in
     Args:
         name: of the class.
         count: its images, at least `FEWEST`.
-        seed: another one, another split.
+        seed: a different seed gives a different split.
     """
     order = sorted(range(count), key=lambda place: hashlib.sha256(_place_of(seed, name, place)).digest())
     val, test = (max(1, (count * share + 50) // 100) for share in (VAL_PERCENT, TEST_PERCENT))

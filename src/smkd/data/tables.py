@@ -33,7 +33,7 @@ class Listing:
         splits: split of each; none if the data set has no splits of its own.
         form: what it is, in a few words.
         left_out: see `StoredImages`.
-        labelled: whether anybody has said the classes.
+        labelled: whether the images have classes.
     """
 
     store: Store

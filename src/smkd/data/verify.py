@@ -1,6 +1,6 @@
-"""Checking a data set before hours of training: counts, unreadable images, leakage between splits, sizes, statistics.
+"""Check a data set before training: counts, unreadable images, leakage between splits, sizes, statistics.
 
-What makes results wrong is a problem; what a user should merely know is a warning.
+A problem makes results wrong. A warning may be harmless.
 """
 
 from __future__ import annotations

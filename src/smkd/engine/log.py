@@ -1,4 +1,4 @@
-"""What a run writes about itself: settings, environment, running means, metrics, lines on the console."""
+"""The log of a run: settings, environment, running means, metrics, lines on the console."""
 
 from __future__ import annotations
 
@@ -84,13 +84,13 @@ def _revision() -> str | None:
 
 
 class RunLog:
-    """Writes metrics.jsonl, TensorBoard and, if asked, W&B; on other processes than the first it does nothing.
+    """Writes metrics.jsonl, TensorBoard and, if asked, W&B. In processes other than the first it does nothing.
 
     Args:
         out: run folder.
         config: resolved configuration.
         device: for env.json.
-        step: where the run starts; records of later steps, left by an interrupted epoch, are dropped.
+        step: step at which the run starts; records of later steps, left by an interrupted epoch, are dropped.
         active: whether this process writes.
     """
 
@@ -130,7 +130,7 @@ class RunLog:
 
     @contextmanager
     def bar(self, title: str, total: int, done: int) -> Iterator[Bar]:
-        """Progress bar over steps where a terminal is there; elsewhere nothing."""
+        """Progress bar over steps on a terminal; elsewhere a bar that shows nothing."""
         if not self.active or not console.is_terminal:
             yield Bar(None)
             return

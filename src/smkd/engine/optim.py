@@ -18,7 +18,7 @@ from smkd.models.pair import StudentTeacher
 
 @dataclass(frozen=True)
 class Rates:
-    """What changes from step to step."""
+    """The rates of one optimiser step."""
 
     lr: float
     weight_decay: float
@@ -36,8 +36,8 @@ def line(start: float, end: float, points: int, index: int) -> float:
 def cosine(start: float, end: float, steps: int, step: int, warmup_steps: int = 0) -> float:
     """Linear warm-up from 0 to `start`, then half a cosine towards `end`.
 
-    The warm-up includes both its ends, so the first value is 0 and `start` comes twice; the cosine divides by its
-    number of steps, so `end` is approached and not reached.
+    The warm-up includes both its ends, so the first value is 0 and `start` occurs in two steps. The cosine divides by
+    its number of steps, so the last value is not quite `end`.
     """
     if step < warmup_steps:
         return line(0.0, start, warmup_steps, step)
@@ -100,7 +100,7 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
 
 
 def drop_last_layer_gradients(model: nn.Module) -> None:
-    """Leave the prototypes out of this step: no update, no decay, no optimiser state."""
+    """Drop the prototypes' gradients, so that this step neither updates nor decays them, nor their optimiser state."""
     for name, parameter in model.named_parameters():
         if "last_layer" in name:
             parameter.grad = None
@@ -111,7 +111,7 @@ def compile_backbones(
 ) -> None:
     """Compile the forward passes of training; 'auto' does so on CUDA.
 
-    Evaluation asks the backbone for its last blocks, at other sizes, and stays as it is.
+    Evaluation uses the last blocks at other sizes, and is not compiled.
 
     Args:
         pair: both backbones.

@@ -21,7 +21,7 @@ from smkd.objectives.passes import Pass
 
 
 class StepResult(NamedTuple):
-    """What a step reports; tensors stay on the device.
+    """The result of a step; its tensors stay on the device.
 
     Attributes:
         losses: total and weighted terms, of the whole step on this device.
@@ -40,7 +40,7 @@ class StepResult(NamedTuple):
 class Learner:
     """Everything that learns: networks, centres, optimiser and, for float16, the loss scaler.
 
-    The parts of a step go by their names in PyTorch's profiler; `smkd bench` puts a stopwatch there.
+    The parts of a step have names in PyTorch's profiler; `smkd bench` measures the time of each.
     """
 
     config: RunConfig
@@ -75,12 +75,13 @@ class Learner:
     def step(self, views: Iterable[Views], rates: Rates, batches: Sequence[Batch | Views] | None = None) -> StepResult:
         """Forward and backward over all passes, then one update of student, centres and teacher.
 
-        What is learned is what one pass over all images would teach, but for the pairs, which form within a pass.
+        The result is that of one pass over all images, except that pairs form within a pass.
 
         Args:
-            views: of each pass; asked for one at a time if `batches` are given.
-            rates: of the step.
-            batches: what the views are made of, with the labels and numbers of their images; None asks the views.
+            views: the views of each pass; with `batches`, one is made at a time.
+            rates: rates of the step.
+            batches: the batches behind the views, with labels and numbers of their images; None takes these from
+                `views`.
         """
         if batches is None:
             views = list(views)
@@ -118,7 +119,7 @@ class Learner:
         return losses
 
     def _update(self, rates: Rates) -> None:
-        """Clip, freeze, step, and move the teacher: in the reference's order."""
+        """Clip, freeze, step, and move the teacher, in the order of the published code."""
         with self.part("optimizer"):
             self.scaler.unscale_(self.optimizer)
             clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
@@ -130,7 +131,7 @@ class Learner:
             self.pair.update_teacher(rates.teacher_momentum)
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
-        """Devices exchange gradients in the last pass only."""
+        """Skip the exchange of gradients between devices in all passes but the last."""
         if isinstance(self.student, nn.parallel.DistributedDataParallel):
             return self.student.no_sync()
         return contextlib.nullcontext()

@@ -144,7 +144,7 @@ def measure(features: Features, protocol: ProtocolConfig, shot: int, head: Head)
 
 
 def shape_of(protocol: ProtocolConfig, shot: int) -> Shape:
-    """Of the protocol's episodes with one number of shots."""
+    """The shape of the protocol's episodes with one number of shots."""
     return Shape(protocol.way, shot, protocol.query, protocol.query_dirichlet)
 
 
@@ -172,11 +172,11 @@ def evaluate(
         query: queries per class, or 'all' for every image outside the support.
         episodes: how many.
         seed: same seed, same episodes.
-        query_dirichlet: concentration of unbalanced queries; None for as many of each way.
+        query_dirichlet: concentration of unbalanced queries; None for equally many of each way.
         base_features: [images, dim] of the training classes, which 'simpleshot:transform=cl2n' needs.
 
     Returns:
-        With a warning where classes are too small for the episodes and fall out; `Result.without` says the same.
+        The result. A warning and `Result.without` name classes that are left out because they are too small.
 
     Raises:
         DataError: features that are not finite or do not match the labels; too few classes or images.
@@ -196,7 +196,7 @@ def evaluate(
 
 
 def _base_mean(base_features: Any) -> Tensor:
-    """[dim] mean of features that are checked as those that are measured."""
+    """[dim] mean of the base features, after the same checks as the measured ones."""
     given = plain(base_features, "base_features")
     return as_features(given, np.zeros(len(given), np.int64), "base_features").values.mean(dim=0)
 
@@ -223,7 +223,7 @@ class Comparison:
     ties: float
 
     def verdict(self, first: str = "the first", second: str = "the second") -> str:
-        """What the interval allows to say."""
+        """A sentence on which is better, by the interval."""
         if abs(self.difference) <= self.ci95:
             return f"no difference shown between {first} and {second}: the interval holds 0"
         better, worse = (second, first) if self.difference > 0 else (first, second)

@@ -33,7 +33,7 @@ class Members:
             self.place[rows] = torch.arange(len(rows))
 
     def of(self, classes: NDArray[np.int64]) -> Members:
-        """Of some of the classes only, which become 0, 1, ... in this order; rows stay those of the whole matrix."""
+        """The members of some classes, which become 0, 1, ... in this order; rows still count in the whole matrix."""
         some = copy.copy(self)
         some.rows, some.sizes = [self.rows[label] for label in classes], self.sizes[classes]
         return some
@@ -85,7 +85,7 @@ class Episodes(NamedTuple):
 def draw(members: Members, shape: Shape, *, episodes: int, seed: int) -> Episodes:
     """Random episodes: different classes for the ways, different images for support and queries.
 
-    Fewer episodes of a seed are the first of more; the classes do not depend on shots and queries.
+    With the same seed, fewer episodes are the first of more. The classes do not depend on shots and queries.
 
     Args:
         members: rows of each class, of which each has enough (`large_enough`).
@@ -114,7 +114,7 @@ def draw(members: Members, shape: Shape, *, episodes: int, seed: int) -> Episode
 
 
 def large_enough(sizes: NDArray[np.int64], class_names: list[str], shape: Shape) -> NDArray[np.int64]:
-    """Places of the classes that have as many images as episodes of this shape need.
+    """Indices of the classes that have enough images for episodes of this shape.
 
     Args:
         sizes: images of each class.

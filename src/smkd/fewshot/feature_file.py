@@ -3,7 +3,7 @@
 all_feats    float32 [capacity, dim]
 all_labels   integers [capacity]; rows past `count` are padding in both
 count        integer [1]
-attributes   the fields of `Source`; other programs' files do without
+attributes   the fields of `FeatureSource`; files of other programs have none
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class FeatureSource:
 
 
 class FeatureWriter:
-    """Writes a feature file batch by batch; nothing is at `path` until all of it is on disk.
+    """Writes a feature file batch by batch; `path` appears when the whole file is on disk.
 
     with FeatureWriter(path, rows=len(images), dim=768, source=source) as writer:
         writer.append(values, labels)
@@ -172,9 +172,9 @@ def _utf8(text: str) -> str:
 def read_features(path: Path) -> Features:
     """Features of a file, in the order of its rows.
 
-    Where they are stored as plain float32 they are mapped copy-on-write: pages come from the file as they are touched,
-    and writing to the tensor never reaches it. Replacing the file is safe, writing into it meanwhile is not. Anything
-    else (compressed, float16, float64) is loaded.
+    Plain float32 features are mapped copy-on-write: pages are read when they are used, and writing to the tensor does
+    not change the file. You may replace the file meanwhile, but not write into it. Other features (compressed,
+    float16, float64) are loaded.
 
     Raises:
         DataError: the file is missing, cut short, of another layout, or its rows fail `check_features`.

@@ -1,6 +1,6 @@
 """Features of images from a backbone: tokens of the last blocks, each part L2-normalised, concatenated.
 
-Features from elsewhere become the same here, checked: `as_features`, `check_features`.
+`as_features` and `check_features` make checked `Features` of features from elsewhere.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def backbone_stream(
 
 
 def pixel_stream(images: Images, *, side: int = PIXEL_SIDE, on_error: str = "raise") -> Stream:
-    """The floor to compare with: colours of a small square, `side` x `side` x 3 numbers an image."""
+    """Raw pixels as a baseline: colours of a small square, `side` x `side` x 3 numbers an image."""
 
     def encode(pixels: Tensor) -> Tensor:
         return pixels.flatten(1).float() / 255 - 0.5
@@ -198,14 +198,14 @@ def check_same_images(first: Features, second: Features) -> None:
 
 
 def plain(given: Any, what: str) -> Any:
-    """What is given, as a tensor, an array or a list: the values of a pandas Series or frame, everything else as it is.
+    """The values of a pandas Series or frame; anything else unchanged.
 
     Args:
-        given: whatever a caller has at hand.
+        given: a tensor, array, list, Series or frame.
         what: its name in the message.
 
     Raises:
-        DataError: a generator, a set or a dictionary, which have no rows that can be counted and asked for.
+        DataError: a generator, a set or a dictionary, which have no numbered rows.
     """
     if hasattr(given, "to_numpy"):
         return given.to_numpy()
@@ -320,7 +320,7 @@ def check_finite_rows(values: Tensor | NDArray[Any], where: str, about: Callable
 
 
 def unusable(values: Tensor) -> tuple[int, list[int]]:
-    """How many rows [rows, dim] are NaN, infinite, or so large that their squares are; and the first few of them."""
+    """How many of the rows [rows, dim] have NaN, infinity or an infinite square; and the first few of them."""
     step = max(1, CHECK_NUMBERS // max(1, values.shape[1]))
     count, first = 0, list[int]()
     for start in range(0, len(values), step):

@@ -1,4 +1,4 @@
-"""What a few-shot classifier is.
+"""The contract of few-shot classifiers.
 
 A head takes (support, labels, query, generator) and gives scores:
 
@@ -6,10 +6,10 @@ A head takes (support, labels, query, generator) and gives scores:
     labels     int64 [episodes, n], 0 .. way - 1
     query      float [episodes, queries, dim]
     generator  on the CPU, for heads that draw
-    scores     float [episodes, queries, way]; the largest wins, the first way on ties
+    scores     float [episodes, queries, way]; a query gets the way with the largest score, the first of equals
 
-Any callable like that will do; `docs/heads.md` shows one. Those that look at one query at a time through inner
-products (`InductiveHead`) are evaluated much faster.
+Any such callable is a head; `docs/heads.md` shows one. Heads that use a query only in inner products
+(`InductiveHead`) are evaluated much faster.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ class Rule(NamedTuple):
 
 
 class InductiveHead(ABC):
-    """A head that sees each query by itself, through its inner products with a few rows.
+    """A head that looks at each query by itself, in inner products with a few rows.
 
-    So a query that is shared by many episodes is read once: all episodes' rows meet it in one matrix product. A head of
-    this kind overrides `fit` and, where needed, `prepare` and `scores`; `answer` too if the length of a query is to
-    change its scores, though not their order.
+    A query that many episodes share is read once: one matrix product takes it with the rows of all episodes. A subclass
+    overrides `fit` and, if needed, `prepare` and `scores`. It overrides `answer` too if the length of a query changes
+    its scores, but not their order.
     """
 
     transductive: ClassVar[bool] = False
@@ -56,7 +56,7 @@ class InductiveHead(ABC):
     """Episodes fitted together. Fixed, because a head that draws does so for all of them from one generator."""
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Features [..., dim] as the head wants them, support and queries alike."""
+        """Features [..., dim] as the head needs them; called for support and queries."""
         return features
 
     @abstractmethod
@@ -68,7 +68,7 @@ class InductiveHead(ABC):
         return products
 
     def answer(self, rule: Rule, labels: Tensor, query: Tensor) -> Tensor:
-        """Scores [episodes, queries, way] of queries [episodes, queries, dim] as given, by what `fit` has learned."""
+        """Scores [episodes, queries, way] of unprepared queries [episodes, queries, dim] by the rule of `fit`."""
         return self.scores(rule_products(rule, self.prepare(query)), labels).transpose(1, 2)
 
     @final
@@ -95,7 +95,7 @@ def class_means(support: Tensor, labels: Tensor) -> Tensor:
 
 
 class Learned:
-    """A head that has seen one support. An inductive one learns once, and a query's scores do not depend on others.
+    """A head with one support. An inductive head learns once, and scores each query independently of the others.
 
     Args:
         head: see the module.

@@ -1,8 +1,8 @@
-"""Which way each query is given, counted per episode.
+"""How many queries are given each way, in each episode.
 
-Three roads to the same counts. With all images as queries, an inductive head's rows of many episodes meet the images of
-one class in one matrix product, class after class: every image is read once, and no episode's queries are copied. With
-a few queries they are gathered, a cacheful at a time. Other heads are called with the gathered features.
+There are three ways to the same counts. With all images as queries, the rows of an inductive head in many episodes are
+multiplied with the images of one class, class after class, so every image is read once. With a few queries, these are
+gathered, as many at a time as fit into the cache. Other heads are called with the gathered features.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EPISODE_NUMBERS = 2**22
 
 @torch.inference_mode()
 def count_predictions(features: Tensor, members: Members, episodes: Episodes, head: Head, seed: int) -> Tensor:
-    """Number of queries by the way they are of and the way they are given.
+    """Number of queries by their true way and the way they are given.
 
     Args:
         features: [images, dim]; heads work on its device.

@@ -1,6 +1,6 @@
-"""What a run is measured by while it trains: episodes of other classes, or other images of the training classes.
+"""Validation during training: on episodes of other classes, or on other images of the training classes.
 
-For the second the head learns from all training images, once.
+For the second, the head learns once from all training images.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class FewShotValidation:
 
 
 class HeldOutImages:
-    """Evaluator for the training loop, where training and validation images are of the same classes."""
+    """Evaluator for the training loop if training and validation images have the same classes."""
 
     def check(self, config: RunConfig) -> None:
         """Raise `SmkdError` if the head is unknown, or a validation class is not a training class."""
@@ -85,7 +85,7 @@ class HeldOutImages:
 def verdicts(
     backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device
 ) -> Verdicts:
-    """Which images of the protocol's split the protocol's head gives their own class, learning from the training split.
+    """Which images of the protocol's split get their own class from a head that learned from the training split.
 
     Args:
         backbone: in evaluation mode, on `device`.

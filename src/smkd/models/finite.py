@@ -1,4 +1,4 @@
-"""Weights are plain finite floats, whichever way they come in or go out."""
+"""Checks that weights are plain finite floats; every reader and writer of weights calls them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def weight_fault(value: Tensor) -> str:
-    """What a tensor is, in words, where it is no dense tensor of floats; empty if it is one."""
+    """What is wrong with a tensor of weights, in words; empty for a dense tensor of floats."""
     if value.is_nested or value.layout != torch.strided:
         return "sparse or nested; weights should be dense"
     if value.device.type == "meta":
@@ -25,7 +25,7 @@ def weight_fault(value: Tensor) -> str:
 
 
 def check_finite(weights: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights with which everything that is computed would be NaN.
+    """Refuse weights that are NaN or infinite.
 
     Args:
         weights: dense tensors of floats, by name.

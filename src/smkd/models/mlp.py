@@ -1,4 +1,4 @@
-"""What a transformer block computes of each token by itself."""
+"""The MLP of a transformer block, which works on each token by itself."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ OPTIONAL = ("patches", "tokens", "attention")
 
 
 class Outputs(NamedTuple):
-    """What a network says about views; axes [views, batch, ...].
+    """Outputs of a network for views; axes [views, batch, ...].
 
     Attributes:
         cls: logits of the global views' [CLS], [global, batch, prototypes].
@@ -42,7 +42,7 @@ class Outputs(NamedTuple):
 
 
 class Request(NamedTuple):
-    """What a network is asked for beside the logits of [CLS].
+    """What a network should return beside the logits of [CLS].
 
     Attributes:
         patches: logits of the patches.
@@ -74,7 +74,7 @@ class Network(nn.Module):
 
         Args:
             global_views: [global, batch, 3, size, size].
-            request: what to give beside the logits of [CLS].
+            request: what to return beside the logits of [CLS].
             masks: bool [global, batch, rows, columns], or None.
             local_views: [local, batch, 3, size, size], or None.
         """
@@ -105,7 +105,7 @@ class Network(nn.Module):
 
 
 class StudentTeacher(nn.Module):
-    """The pair. The teacher starts as the student's copy, gets no gradients and no mask token.
+    """Student and teacher. The teacher starts as a copy of the student, without gradients and mask token.
 
     Args:
         config: model, head and which outputs the objective needs.
@@ -178,7 +178,7 @@ class StudentTeacher(nn.Module):
 
 
 def _needs_of_other_terms(objective: ObjectiveConfig) -> set[str]:
-    """What the terms of other packages say in `needs` that they look at beside [CLS], with 'cls' for each."""
+    """The outputs that terms of other packages use, by their `needs`, with 'cls' for each."""
     needs: set[str] = set()
     for name, weight in objective.terms.items():
         if weight > 0:

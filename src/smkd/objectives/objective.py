@@ -57,12 +57,12 @@ class Objective(nn.Module):
         self._patch_means: list[Tensor] = []
 
     def passes(self, labels: Sequence[Tensor], images: Sequence[Tensor | None] | None = None) -> list[Pass]:
-        """The passes of an optimiser step, for `forward`.
+        """The passes of an optimiser step, as `forward` takes them.
 
         Args:
-            labels: int64 [batch] on the CPU for each pass, of this device's images.
-            images: int64 [batch] on the CPU for each pass, number of each image: one that is there twice is not
-                another image of its class. None if all of a pass differ.
+            labels: for each pass int64 [batch] on the CPU, classes of this device's images.
+            images: for each pass int64 [batch] on the CPU, numbers of the images. Two entries with one number are
+                the same image and no pair. None if all of a pass differ.
         """
         config = self.config
         numbers = [None] * len(labels) if images is None else images
@@ -168,7 +168,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def _move_centers(self, teacher: Outputs, *, last: bool) -> None:
-        """Once a step, towards the mean over its passes and devices; all passes of a step see the same centres."""
+        """Move the centres once a step, by the mean over passes and devices; its passes use the same centres."""
         config = self.config
         self._cls_means.append(teacher.cls.mean(dim=(0, 1)))  # [prototypes]
         if teacher.patches is not None:
@@ -181,7 +181,7 @@ class Objective(nn.Module):
 
 
 def _move(center: Tensor, means: list[Tensor], momentum: float) -> None:
-    """Move a centre by the means of all passes, of which each has as many rows; none leave it where it is."""
+    """Move a centre by the mean of the passes' means, each of equally many rows; without passes it stays."""
     if means:
         center.lerp_(distributed.mean(torch.stack(means).mean(dim=0)), 1 - momentum)
         means.clear()

@@ -1,8 +1,8 @@
-"""Which images meet in the passes of one optimiser step, and how many of the step's pairs each pass holds.
+"""The pairs of images in each pass of an optimiser step, and the share of a pass in the step.
 
-Pairs form within a pass. A term is the mean over all pairs of a step, so the share of a pass follows from the labels of
-all its passes, which are known before the first of them runs: the shares add up to what one pass over the whole batch
-gives, wherever the pairs are the same.
+Pairs form within a pass. A term is the mean over all pairs of a step. The share of a pass follows from the labels of
+all passes, which are known before the first one runs. If the pairs are the same, the shares add up to the result of one
+pass over the whole batch.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The patch terms: masked patches (Zhou et al., iBOT, ICLR 2022, section 3.1) and matched ones (SMKD, section 3.3).
 
-A matching says which student patch answers to which teacher patch, and with what weight. The term is the sum over
+A matching says which student patch is compared with which teacher patch, and with what weight. The term is the sum over
 all matches of weight * H(p[teacher patch], z[student patch]), by `objectives/patch_entropy.py`. A masked patch is
 matched with itself. docs/extending.md shows how to add a matching.
 """
@@ -83,7 +83,7 @@ def match_paper(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, a
 
 @torch.no_grad()
 def match_reference(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tensor, attention: Tensor | None) -> Matches:
-    """What the published code matches; not the paper's formula (docs/fidelity.md).
+    """The matching of the published code, which is not the paper's formula (docs/fidelity.md).
 
     for (s, t) different global views, i image, a image of the same class, N patch:
         m = argmax_n sum(student_tokens[s, a, n]) * sum(teacher_tokens[t, i, N])   (sums over channels)
@@ -124,7 +124,7 @@ def match_reference(student_tokens: Tensor, teacher_tokens: Tensor, pairs: Tenso
 
 
 def image_terms(partners: Tensor, matching: str, *, own: bool, weighted: bool) -> int:
-    """Over how many terms, in each pair of views, a matching averages.
+    """Number of terms of a matching in each pair of views, for each image.
 
     Args:
         partners: int64 [images], how many other images each is paired with.

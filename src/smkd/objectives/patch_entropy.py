@@ -6,8 +6,8 @@ p = softmax((t - c) / tau_t), the sum over matches (s, t, weight) of weight * H(
     sum_s m_s lse(z_s) - sum_t (p_t W_s) . x_t / tau      m_s = sum of the weights of the matches of s
                                                           x_t = sum of weight * E_s over the matches of t
 
-so matches meet in the few channels of the embeddings, and each of p and softmax(z) is needed once: some rows at a
-time they are made, used for the value and for the gradient, and dropped.
+so matches are added up in the few channels of the embeddings, and each row of p and softmax(z) is needed once. Some
+rows at a time are computed, used for the value and the gradient, and freed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reading archives that may be hostile. Nothing is ever unpacked: members are looked at and read one by one.
+"""Read archives that may be hostile. They are not unpacked: members are checked and read one by one.
 
 Refused: names and links that lead out of the folder, device files, encrypted members, and more content than the bounds.
 """

@@ -36,7 +36,7 @@ TASKS_AHEAD = 3
 
 @dataclass(frozen=True)
 class Plan:
-    """What a builder found in its source: everything was checked, nothing was written.
+    """The images that a builder found in its source: all are checked, none is written yet.
 
     Attributes:
         items: the images, each target once; read lazily where that saves memory.

@@ -1,4 +1,4 @@
-"""Fetching one file: with progress, going on after a cut connection, and never trusted before its checksum agrees."""
+"""Download one file: with progress, going on after a cut connection, and used only if its checksum agrees."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a worker does: make one image's bytes, write them aside, rename, and say their size and hash.
+"""The work of one process: make an image's bytes, write them aside, rename, and return size and hash.
 
 Workers start afresh and import this file, so it stays light.
 """

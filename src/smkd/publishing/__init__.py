@@ -1,1 +1,1 @@
-"""Taking a backbone elsewhere: timm, safetensors, ONNX, PyTorch programs and the Hugging Face Hub."""
+"""Export of backbones: timm, safetensors, ONNX, PyTorch programs and the Hugging Face Hub."""

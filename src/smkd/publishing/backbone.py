@@ -1,4 +1,4 @@
-"""A backbone on its way out: weights, settings, and the accuracies that its run recorded."""
+"""A backbone to export: weights, settings, and the accuracies that its run recorded."""
 
 from __future__ import annotations
 

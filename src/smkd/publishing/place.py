@@ -1,4 +1,4 @@
-"""Where an export is written: never over something else, aside first and then renamed."""
+"""The place of an export: checks that it is free or a former export, writes aside, then renames."""
 
 from __future__ import annotations
 

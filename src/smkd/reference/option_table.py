@@ -15,7 +15,7 @@ DottedSettings = dict[str, Any]
 
 @dataclass(frozen=True)
 class Option:
-    """What becomes of one option.
+    """The translation of one option.
 
     Attributes:
         default: of the reference's script.

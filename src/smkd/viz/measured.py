@@ -1,4 +1,4 @@
-"""What was measured, as tables, records, pictures and a page."""
+"""Results as tables, records, pictures and a page."""
 
 from __future__ import annotations
 

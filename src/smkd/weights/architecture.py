@@ -1,4 +1,4 @@
-"""What a ViT is, read off the shapes of its weights."""
+"""The architecture of a ViT, read from the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from smkd.weights.rename import State
 
 @dataclass(frozen=True)
 class Architecture:
-    """What decides how weights are used; the image side, which only sets the stored positions, is not part of it."""
+    """The parts of a ViT that its weights depend on. The image side is not one: it only sets the stored positions."""
 
     embed_dim: int
     depth: int
@@ -121,7 +121,7 @@ def size_of(weights: State, file: str) -> tuple[int, int]:
 
 
 def check_described(weights: State, model: ModelConfig, file: str) -> None:
-    """Refuse a backbone under our names that is not the one of its settings, before one of those sizes is made.
+    """Refuse weights that do not fit the settings beside them, before a network of these settings is made.
 
     Args:
         weights: dense tensors of floats.

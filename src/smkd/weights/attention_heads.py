@@ -1,4 +1,4 @@
-"""The number of attention heads, of which weights keep no trace: stated, known of a published ViT, or guessed."""
+"""The number of attention heads, which weights do not show: stated, that of a published ViT, or guessed."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ WEIGHT_FILES = (
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source names something that has to be fetched."""
+    """Whether a source must be downloaded."""
     return source.startswith(HUB) or re.match(r"https?:/", source) is not None
 
 

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: JSON under the one key `smkd` of a safetensors header."""
+"""The header of an exported file: JSON under the one key `smkd` of a safetensors header."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Foreign weights as a checkpoint of ours, with a report of what became of each of them."""
+"""Make a checkpoint of smkd from the weights of another project, with a report of what was done to them."""
 
 from __future__ import annotations
 

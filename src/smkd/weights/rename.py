@@ -1,4 +1,4 @@
-"""The names that other projects give to a ViT's weights, and ours."""
+"""Translate other projects' names of a ViT's weights into smkd's."""
 
 from __future__ import annotations
 
