@@ -162,3 +162,13 @@ def test_readme_links_the_answers(question: str) -> None:
     found = re.search(rf"\[{re.escape(question)}\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
     assert found is not None
     assert "#" in found[1] or (ROOT / found[1]).exists()
+
+
+def test_source_names_pages_and_files_that_exist() -> None:
+    wrong = {
+        f"{path.relative_to(SOURCE)}: {name}"
+        for path in SOURCE.rglob("*.py")
+        for name in re.findall(r"\b(?:docs|tests|benchmarks)/[\w-]+\.(?:md|py)\b", path.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert wrong == set()

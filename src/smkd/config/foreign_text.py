@@ -21,7 +21,7 @@ def text_of(path: Path) -> bytes:
     """The bytes of a YAML file.
 
     Raises:
-        ConfigError: it cannot be read, is no regular file, or has more than `MOST_BYTES`.
+        ConfigError: it cannot be read, is no regular file, or has more than `MOST_YAML_BYTES`.
     """
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise ConfigError(f"cannot read '{path}': it is not a regular file")
@@ -156,7 +156,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger than `MOST_BYTES`, no JSON, or no object.
+        ValueError: it is larger than `MOST_JSON_BYTES`, no JSON, or no object.
     """
     with path.open("rb") as file:
         text = file.read(MOST_JSON_BYTES + 1)

@@ -193,7 +193,7 @@ def check_protocol(**values: Any) -> ProtocolConfig:
 
 
 def dump(config: RunConfig) -> str:
-    """The resolved configuration as YAML, readable back with `load`."""
+    """The resolved configuration as YAML, which `load_config` reads."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
