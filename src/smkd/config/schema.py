@@ -72,7 +72,7 @@ class RunConfig(Section):
     resume: bool = True
     """Go on where the run in `out` stopped; false makes an existing run an error."""
     overwrite: bool = False
-    """Replace an existing run in `out`."""
+    """Replace an existing run in `out`; a restart of the same command goes on with what it began."""
     seed: Count = 0
 
     epochs: Positive
@@ -97,6 +97,8 @@ class RunConfig(Section):
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 10
     """Epochs between checkpoints that are kept by number; 0 keeps last and best only."""
+    keep: Positive = 2
+    """Newest states that are kept: last.pt, and before it last-1.pt, ..."""
     wandb: bool = False
     wandb_project: str = "smkd"
 

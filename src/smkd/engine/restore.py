@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,6 +32,8 @@ def open_checkpoint(where: str | Path, base: RunConfig | None = None) -> tuple[d
     file = checkpoint.find(Path(source)) if ours else fetching.locate(source)
     content = reading.read(file)
     if is_ours(content):
+        if zipfile.is_zipfile(file):  # `smkd export` writes other forms as well
+            checkpoint.verify(file)
         return content, file
     if base is None and header.KEY not in content:
         raise CheckpointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shlex
 import subprocess
@@ -21,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from smkd import __version__
 from smkd.config import loading
 from smkd.config.schema import RunConfig
+from smkd.engine import checkpoint
 from smkd.errors import ConfigError
 
 console = Console(highlight=False, soft_wrap=True)
@@ -72,10 +74,10 @@ class RunLog:
             return
         self.wandb = _start_wandb(out, config) if config.wandb else None
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(loading.dump(config), encoding="utf-8")
+        _write_aside(out / "config.yaml", loading.dump(config))
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
-        (out / "env.json").write_text(json.dumps(environment(device), indent=2) + "\n", encoding="utf-8")
+        _write_aside(out / "env.json", json.dumps(environment(device), indent=2) + "\n")
         _drop_records_after(out / "metrics.jsonl", step)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
@@ -136,12 +138,27 @@ def _start_wandb(out: Path, config: RunConfig) -> Any:
 def _drop_records_after(path: Path, step: int) -> None:
     if not path.exists():
         return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in lines:
         with suppress(ValueError):  # a line cut short by a crash
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+    if len(kept) < len(lines):
+        _write_aside(path, "".join(kept))
+
+
+def _write_aside(path: Path, text: str) -> None:
+    """Give a file another content; a failure or a crash leaves what was there before."""
+    aside = checkpoint.aside_of(path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 class Bar:

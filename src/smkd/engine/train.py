@@ -20,7 +20,7 @@ from smkd.data.device_loader import training_loader
 from smkd.data.loader import Batch, Views, batches, make_views
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
-from smkd.engine import checkpoint, run_folder
+from smkd.engine import run_folder
 from smkd.engine.compiling import compile_backbones
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.meter import Meter
@@ -68,12 +68,14 @@ def train(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
 
 
 def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> Path:
-    run = Run(config, evaluator, device)
-    if not run.complete:
-        run.train()
-    elif distributed.is_main():
-        console.print(f"{run.out}: already complete ({run.epoch} epochs)", markup=False)
-    return run.out
+    out = run_folder.locate(config)
+    with run_folder.only_writer(out):
+        run = Run(config, evaluator, device, out)
+        if not run.complete:
+            run.train()
+        elif distributed.is_main():
+            console.print(f"{out}: already complete ({run.epoch} epochs)", markup=False)
+    return out
 
 
 class Run:
@@ -87,13 +89,13 @@ class Run:
         selection: the best validation so far.
     """
 
-    def __init__(self, config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, evaluator: Evaluator | None, device: torch.device, out: Path) -> None:
         if distributed.world_size() != config.devices * config.num_nodes:
             raise ConfigError(
                 f"devices={config.devices} x num_nodes={config.num_nodes} does not match the "
                 f"{distributed.world_size()} processes that were started"
             )
-        self.config, self.evaluator, self.device = config, evaluator, device
+        self.config, self.evaluator, self.device, self.out = config, evaluator, device, out
         autocast = autocast_type(config.precision, device)
         if device.type == "cpu":
             keep_freed_memory()
@@ -106,7 +108,6 @@ class Run:
         if evaluator is not None and config.validation.every:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
-        self.out = run_folder.locate(config)
         self.epoch, self.selection = 0, Selection(config.validation.patience)
         self._take_weights()
 
@@ -114,10 +115,11 @@ class Run:
         """From, in this order: this run's last checkpoint, `init`, chance."""
         self.resumed, self.notes = run_folder.resumable(self.config, self.out), list[str]()
         if self.resumed is not None:
-            state = checkpoint.load(self.resumed)
+            state = self.resumed.state
             restore(self.learner, state, optimizer=True)
             self.epoch = int(state["epoch"])
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
+            self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is not None:
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
@@ -132,9 +134,11 @@ class Run:
         """All epochs that are left."""
         config, steps = self.config, self.sampler.steps
         images = cached(self.images, config.data, "train", _progress)
-        if config.overwrite:
+        if config.overwrite and self.resumed is None:
             run_folder.remove(self.out)
         main = distributed.is_main()
+        if main:
+            self.notes += run_folder.tidy(self.out, self.resumed, self.selection)
         with closing(RunLog(self.out, config, self.device, step=self.epoch * steps, active=main)) as log:
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
@@ -162,7 +166,7 @@ class Run:
         precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
         start = f"from {config.init or 'random weights'}"
         if self.resumed is not None:
-            start = f"resumed at epoch {self.epoch} from {self.resumed}"
+            start = f"resumed at epoch {self.epoch} from {self.resumed.path}"
         log.say(
             f"{config.recipe or config.phase}: {len(images)} images of {len(images.class_names)} classes, "
             f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
@@ -198,14 +202,15 @@ class Run:
     def _close_epoch(self, scores: dict[str, float], log: RunLog) -> None:
         """Validate if it is time, write the numbers, and save."""
         step = self.epoch * self.sampler.steps
-        is_best = self.selection.take(self._validate(step, log))
+        is_best = self.selection.take(self._validate(step, log), step)
         if scores:
             log.write("epoch", step, {"epoch": self.epoch, **scores})
         if distributed.is_main():
             state = {
                 **self.learner.state(), "epoch": self.epoch, "step": step, "best": self.selection.best,
-                "stale": self.selection.stale, "config": self.config.model_dump(mode="json"),
-                "classes": self.images.class_names, "version": __version__,
+                "stale": self.selection.stale, "best_step": self.selection.step,
+                "config": self.config.model_dump(mode="json"), "classes": self.images.class_names,
+                "version": __version__,
             }  # fmt: skip
             run_folder.save(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
