@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -16,32 +15,10 @@ from typing import Any
 import pytest
 import torch
 
+from run_files import OUT, STEPS, files, records, run, same
 from smkd import api
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError
-
-OUT = Path("run")
-WORDS = (
-    f"out={OUT}", "data.limit_per_class=3", "batch_size=64", "epochs=3", "validation.every=1", "validation.episodes=9",
-    "validation.query=2", "validation.shots=[1]", "head.num_prototypes=16", "head.hidden_dim=16",
-)  # fmt: skip
-STEPS = 3
-"""Of an epoch."""
-
-
-def run(*words: str) -> Path:
-    return api.pretrain(api.resolve("debug-pretrain", [*WORDS, *words]))
-
-
-def files() -> dict[str, bytes]:
-    """The checkpoints."""
-    return {path.name: path.read_bytes() for path in (OUT / "checkpoints").iterdir()}
-
-
-def records() -> list[dict[str, Any]]:
-    """What metrics.jsonl says, but for times."""
-    lines = [json.loads(line) for line in (OUT / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("time", "seconds", "images_per_second")} for line in lines]
 
 
 def damage(path: Path) -> None:
@@ -84,16 +61,6 @@ def cut(whole: dict[str, bytes]) -> dict[str, bytes]:
     shutil.copyfile(folder / f"step-{STEPS:08d}.pt", folder / "last-1.pt")
     assert checkpoint.load(folder / "last.pt")["epoch"] == 2
     return whole
-
-
-def same(first: Any, second: Any) -> bool:
-    if isinstance(first, torch.Tensor):
-        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
-    if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
-    if isinstance(first, list):
-        return len(first) == len(second) and all(map(same, first, second))
-    return bool(first == second)
 
 
 def test_every_damage_is_noticed_or_harmless(tmp_path: Path) -> None:

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 def initialise(device: torch.device) -> None:
     """Join the process group that torchrun's variables describe, if there are any."""
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # what lies on the CPU stays there: the device is not waited for
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
 
 
 def shutdown() -> None:
@@ -41,11 +45,18 @@ def gather(x: Tensor, dim: int) -> Tensor:
     if world_size() == 1:
         return x
     sent = x.detach().contiguous()
-    if dist.get_backend() == "nccl":
-        sent = sent.cuda()
     parts = [torch.empty_like(sent) for _ in range(world_size())]
     dist.all_gather(parts, sent)
-    return torch.cat(parts, dim=dim).to(x.device)
+    return torch.cat(parts, dim=dim)
+
+
+def gather_object(value: T) -> list[T]:
+    """A value from each process, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean(x: Tensor) -> Tensor:
@@ -64,6 +75,15 @@ def sum_int(value: int, device: torch.device) -> int:
     total = torch.tensor(value, device=device)
     dist.all_reduce(total)
     return int(total)
+
+
+def largest(value: int) -> int:
+    """Largest of a number over processes; the device is not waited for."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
 
 
 def barrier() -> None:

@@ -55,14 +55,15 @@ def common(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    """Entry point: a user's mistake is one line on standard error and exit code 2 (75 and above: a run was stopped)."""
     debug = "--debug" in sys.argv
     # accepted anywhere on the line
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
+    code = SmkdError.exit_code
     try:
         app()
     except SmkdError as error:
-        message = str(error)
+        message, code = str(error), error.exit_code
         if debug:
             raise
     except OSError as error:  # a full disk, a folder that may not be written
@@ -72,4 +73,4 @@ def main() -> None:
     else:
         return
     typer.echo(f"smkd: {message}", err=True)
-    raise SystemExit(2)
+    raise SystemExit(code)

@@ -67,7 +67,7 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     try:
         run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
     except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on after the last finished epoch", err=True)
+        typer.echo("stopped at once; the same command goes on from the last checkpoint", err=True)
         raise SystemExit(130) from None
     if os.environ.get("RANK", "0") == "0":  # once under torchrun
         typer.echo(f"run folder: {run}")

@@ -17,7 +17,7 @@ from smkd.errors import ConfigError
 # What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
 MACHINE_KEYS = frozenset((
     "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
-    "compile", "recompute", "keep",
+    "compile", "recompute", "keep", "save_minutes", "max_hours",
 ))  # fmt: skip
 KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""

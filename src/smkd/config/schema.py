@@ -6,9 +6,9 @@ Durations are in epochs, temperatures and momenta are plain numbers, image sizes
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from smkd.config.data import (
     AugmentConfig,
@@ -97,6 +97,10 @@ class RunConfig(Section):
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 10
     """Epochs between checkpoints that are kept by number; 0 keeps last and best only."""
+    save_minutes: Annotated[float, Field(gt=0)] = 15
+    """Minutes after which a checkpoint is written within an epoch, too."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours after which the run saves and stops with exit code 75; the same command goes on."""
     keep: Positive = 2
     """Newest states that are kept: last.pt, and before it last-1.pt, ..."""
     wandb: bool = False

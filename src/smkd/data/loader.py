@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -184,11 +186,30 @@ def make_loader(
     return DataLoader(
         dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, pin_memory=pin_memory,
         persistent_workers=num_workers > 0, prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_return_large_arrays,
+        worker_init_fn=_prepare_worker,
     )  # fmt: skip
 
 
-def _return_large_arrays(_: int) -> None:
+def _prepare_worker(_: int) -> None:
+    """Leave it to the main process to end this one, and save memory."""
+    # a signal to all processes of a job is a request to the main one, which still needs batches for the step it is in
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_told_to, daemon=True).start()
+    _return_large_arrays()
+
+
+def _end_when_told_to() -> None:
+    """Wait for a SIGTERM of the process that started this one; others are not meant for it."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def _return_large_arrays() -> None:
     """Have glibc give freed arrays of 1 MB and more back at once; kept ones grow to 100 MB a worker (small batches)."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform.startswith("linux") else None
     if mallopt is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ class Meter:
         self.assigned: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.epoch_loss: list[float] = []
+        self.started = time.perf_counter()
         self._restart()
 
     def _restart(self) -> None:
@@ -35,6 +37,41 @@ class Meter:
         self.empty: dict[str, int] = {}
         self.count = 0
         self.since = time.perf_counter()
+
+    def state(self) -> dict[str, Any]:
+        """What this process has seen of the epoch, for a checkpoint within it."""
+        now = time.perf_counter()
+        return {
+            "sums": {name: value.cpu() for name, value in self.sums.items()}, "empty": self.empty, "count": self.count,
+            "assigned": torch.cat(self.assigned).cpu(), "labels": torch.cat(self.labels),
+            "epoch_loss": self.epoch_loss, "skipped": self.skipped, "seconds": now - self.started,
+            "seconds_of_line": now - self.since,
+        }  # fmt: skip
+
+    def resume(self, states: list[dict[str, Any]], device: torch.device) -> None:
+        """Go on within an epoch.
+
+        Args:
+            states: `state` of each process that was there; with another number of them their sums are shared evenly.
+            device: of the numbers that a step reports.
+        """
+        world, rank, now = distributed.world_size(), distributed.rank(), time.perf_counter()
+        first = own = states[0]
+        if len(states) == world:
+            own = states[rank]
+            assigned, labels = own["assigned"], own["labels"]
+            self.sums = {name: value.to(device) for name, value in own["sums"].items()}
+        else:
+            assigned, labels = (torch.cat([state[key] for state in states]).chunk(world)[rank]
+                                for key in ("assigned", "labels"))  # fmt: skip
+            self.sums = {
+                name: torch.stack([state["sums"][name] for state in states]).mean(0).to(device)
+                for name in first["sums"]
+            }
+        self.assigned, self.labels = [assigned.to(device)], [labels]
+        self.empty, self.count = dict(own["empty"]), int(own["count"])
+        self.epoch_loss, self.skipped = list(first["epoch_loss"]), int(own["skipped"])
+        self.started, self.since = now - first["seconds"], now - first["seconds_of_line"]
 
     def record(self, step: int, result: StepResult, lr: float) -> None:
         """Add one step; write a line if it is time."""
@@ -64,8 +101,9 @@ class Meter:
         self.epoch_loss.append(means["loss"])
         self._restart()
 
-    def close(self, seconds: float) -> dict[str, float]:
+    def close(self) -> dict[str, float]:
         """Numbers of the whole epoch."""
+        seconds = time.perf_counter() - self.started
         assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
         labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
         scores = {

@@ -190,7 +190,7 @@ def save(state: dict[str, Any], folder: Path, config: RunConfig, *, is_best: boo
 
     The last one comes last: killed before, the run goes on from an earlier state and writes the others again.
     """
-    if config.save_every and state["epoch"] % config.save_every == 0:
+    if config.save_every and state["epoch"] % config.save_every == 0 and not state["step_in_epoch"]:
         checkpoint.save(state, folder / f"step-{state['step']:08d}.pt")
     if is_best:
         checkpoint.save(state, folder / "best.pt")

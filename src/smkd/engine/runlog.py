@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,14 @@ class RunLog:
         out: run folder.
         config: resolved configuration.
         device: for env.json.
-        step: where the run starts; records of later steps, left by an interrupted epoch, are dropped.
+        step, epoch: steps and whole epochs that are done where the run starts; records that an interrupted run made
+            after that are dropped.
         active: whether this process writes.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, step: int, active: bool) -> None:
+    def __init__(
+        self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool
+    ) -> None:
         self.active = active
         self.progress: Progress | None = None
         if not active:
@@ -78,7 +81,7 @@ class RunLog:
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
         _write_aside(out / "env.json", json.dumps(environment(device), indent=2) + "\n")
-        _drop_records_after(out / "metrics.jsonl", step)
+        _drop_records_after(out / "metrics.jsonl", step, epoch)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -135,17 +138,22 @@ def _start_wandb(out: Path, config: RunConfig) -> Any:
     return wandb.init(project=config.wandb_project, name=out.name, config=config.model_dump(mode="json"))
 
 
-def _drop_records_after(path: Path, step: int) -> None:
+def _drop_records_after(path: Path, step: int, epoch: int) -> None:
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = []
-    for line in lines:
-        with suppress(ValueError):  # a line cut short by a crash
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
+    kept = [line for line in lines if _is_before(line, step, epoch)]
     if len(kept) < len(lines):
         _write_aside(path, "".join(kept))
+
+
+def _is_before(line: str, step: int, epoch: int) -> bool:
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut short by a crash
+        return False
+    # after its last step an epoch may still have to be closed
+    return bool(record["epoch"] <= epoch if "epoch" in record else record["step"] <= step)
 
 
 def _write_aside(path: Path, text: str) -> None:

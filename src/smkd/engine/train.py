@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -29,7 +29,8 @@ from smkd.engine.runlog import Bar, RunLog, console
 from smkd.engine.schedules import rates_at
 from smkd.engine.selection import Selection
 from smkd.engine.step import Learner
-from smkd.errors import ConfigError
+from smkd.engine.watch import SAVE, Interrupted, Watch, stopped
+from smkd.errors import ConfigError, Stopped
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -85,7 +86,8 @@ class Run:
 
     Attributes:
         out: its folder.
-        epoch: how many epochs are done.
+        epoch: how many whole epochs are done.
+        done: steps that are done of the epoch after those.
         selection: the best validation so far.
     """
 
@@ -108,7 +110,9 @@ class Run:
         if evaluator is not None and config.validation.every:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
-        self.epoch, self.selection = 0, Selection(config.validation.patience)
+        self.epoch = self.done = 0
+        self.selection = Selection(config.validation.patience)
+        self.watch = Watch(config.save_minutes, config.max_hours)
         self._take_weights()
 
     def _take_weights(self) -> None:
@@ -117,7 +121,7 @@ class Run:
         if self.resumed is not None:
             state = self.resumed.state
             restore(self.learner, state, optimizer=True)
-            self.epoch = int(state["epoch"])
+            self.epoch, self.done = int(state["epoch"]), int(state.get("step_in_epoch", 0))
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
             self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is not None:
@@ -139,21 +143,28 @@ class Run:
         main = distributed.is_main()
         if main:
             self.notes += run_folder.tidy(self.out, self.resumed, self.selection)
-        with closing(RunLog(self.out, config, self.device, step=self.epoch * steps, active=main)) as log:
+        log = RunLog(self.out, config, self.device, step=self.step, epoch=self.epoch, active=main)
+        with self.watch, closing(log):
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
             loader = training_loader(images, config, self.sampler, self.device)
             if config.validation.patience and self.resumed is None:
-                self._close_epoch({}, log)
-            with log.bar(config.phase, config.epochs * steps, self.epoch * steps) as bar:
+                self._close_epoch(None, log)
+            with log.bar(config.phase, config.epochs * steps, self.step) as bar:
                 while self.epoch < config.epochs:
-                    scores = self._train_epoch(loader, log, bar)
-                    self.epoch += 1
-                    self._close_epoch(scores, log)
+                    meter = self._train_epoch(loader, log, bar)
+                    self._close_epoch(meter, log)
                     # the first process alone knows the accuracies
                     if distributed.sum_int(int(main and self.selection.exhausted), self.device):
                         log.say(f"stopped: {self.selection.stale} validations without a gain")
                         break
+                    if self.epoch < config.epochs and (asked := self.watch.asked()) > SAVE:
+                        raise self._stopped(asked)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return self.epoch * self.sampler.steps + self.done
 
     def _introduce(self, images: Images, log: RunLog) -> None:
         """What is trained on what, in a few lines."""
@@ -166,26 +177,34 @@ class Run:
         precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
         start = f"from {config.init or 'random weights'}"
         if self.resumed is not None:
-            start = f"resumed at epoch {self.epoch} from {self.resumed.path}"
+            within = f", step {self.done}" if self.done else ""
+            start = f"resumed at epoch {self.epoch}{within} from {self.resumed.path}"
         log.say(
             f"{config.recipe or config.phase}: {len(images)} images of {len(images.class_names)} classes, "
             f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
             f"{self.device.type} {precision} x {distributed.world_size()}; {start}"
         )
 
-    def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> dict[str, float]:
-        """One epoch; its numbers."""
-        started = time.perf_counter()
+    def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> Meter:
+        """What is left of an epoch; its numbers."""
         steps = self.sampler.steps
-        self.sampler.set_epoch(self.epoch)
         meter = Meter(log, self.config, self.epoch, steps, self.out)
+        if self.done and self.resumed is not None:
+            meter.resume(self.resumed.state["meters"], self.device)
+        self.resumed = None  # the memory is needed no longer
+        self.sampler.set_epoch(self.epoch, start=self.done)
         loaded = on_device(batches(loader), self.device)
-        for step, views in enumerate(self._steps(loaded, meter), start=self.epoch * steps):
-            rates = rates_at(self.config, step, steps)
-            _seed_device(self.config.seed, step)
-            meter.record(step, self.learner.step(views, rates), rates.lr)
+        for views in self._steps(loaded, meter):
+            rates = rates_at(self.config, self.step, steps)
+            _seed_device(self.config.seed, self.step)
+            meter.record(self.step, self.learner.step(views, rates), rates.lr)
+            self.done += 1
             bar.advance(meter.note)
-        return meter.close(time.perf_counter() - started)
+            if asked := self.watch.asked():
+                self._save(meter)
+                if asked > SAVE:
+                    raise self._stopped(asked)
+        return meter
 
     def _steps(self, loaded: Iterator[Batch], meter: Meter) -> Iterator[Iterator[Views]]:
         """The passes of one step after another."""
@@ -199,37 +218,61 @@ class Run:
         for first in loaded:
             yield passes(first)
 
-    def _close_epoch(self, scores: dict[str, float], log: RunLog) -> None:
-        """Validate if it is time, write the numbers, and save."""
-        step = self.epoch * self.sampler.steps
-        is_best = self.selection.take(self._validate(step, log), step)
+    def _close_epoch(self, meter: Meter | None, log: RunLog) -> None:
+        """Validate if it is time, write the numbers, and save; without a meter, of the weights before training."""
+        after = self.epoch + (meter is not None)
+        scores = {} if meter is None else meter.close()
+        try:
+            accuracy = self._validate(after, log)
+        except Interrupted:
+            if meter is not None:
+                self._save(meter)
+            raise self._stopped(self.watch.asked()) from None
+        is_best = self.selection.take(accuracy, self.step)
         if scores:
-            log.write("epoch", step, {"epoch": self.epoch, **scores})
+            log.write("epoch", self.step, {"epoch": after, **scores})
+        self.epoch, self.done = after, 0
+        self._save(None, is_best=is_best)
+
+    def _save(self, meter: Meter | None, *, is_best: bool = False) -> None:
+        """Write a checkpoint, within an epoch if there is a meter."""
+        meters = [] if meter is None else distributed.gather_object(meter.state())
         if distributed.is_main():
             state = {
-                **self.learner.state(), "epoch": self.epoch, "step": step, "best": self.selection.best,
-                "stale": self.selection.stale, "best_step": self.selection.step,
-                "config": self.config.model_dump(mode="json"), "classes": self.images.class_names,
-                "version": __version__,
+                **self.learner.state(), "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
+                "meters": meters, "best": self.selection.best, "stale": self.selection.stale,
+                "best_step": self.selection.step, "config": self.config.model_dump(mode="json"),
+                "classes": self.images.class_names, "version": __version__,
             }  # fmt: skip
             run_folder.save(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
+        self.watch.saved()
 
-    def _validate(self, step: int, log: RunLog) -> float | None:
-        """Accuracy that selects the best checkpoint, when it is time to measure it."""
+    def _stopped(self, code: int) -> Stopped:
+        return stopped(code, f"step {self.step} of {self.config.epochs * self.sampler.steps}")
+
+    def _validate(self, epoch: int, log: RunLog) -> float | None:
+        """Accuracy that selects the best checkpoint, when it is time to measure it.
+
+        Raises:
+            Interrupted: on all processes, if a signal cut it short.
+        """
         every = self.config.validation.every
-        if self.evaluator is None or every == 0 or (self.epoch % every and self.epoch != self.config.epochs):
+        if self.evaluator is None or every == 0 or (epoch % every and epoch != self.config.epochs):
             return None
-        accuracy = None
+        measured: dict[str, float] | None = None
         if distributed.is_main():
             teacher = self.learner.pair.teacher.eval()
-            measured = self.evaluator.measure(teacher.backbone, self.config, self.device)
+            with contextlib.suppress(Interrupted), self.watch.interruptible():
+                measured = self.evaluator.measure(teacher.backbone, self.config, self.device)
             teacher.train()
-            log.write("validation", step, {"epoch": self.epoch, **measured})
-            log.say(f"epoch {self.epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
-            accuracy = next(iter(measured.values()))
-        distributed.barrier()
-        return accuracy
+        if distributed.largest(int(distributed.is_main() and measured is None)):
+            raise Interrupted
+        if measured is None:
+            return None
+        log.write("validation", self.step, {"epoch": epoch, **measured})
+        log.say(f"epoch {epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
+        return next(iter(measured.values()))
 
 
 def _progress(chunks: Iterable[Any], title: str, total: int) -> Iterable[Any]:
