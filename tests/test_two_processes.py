@@ -78,6 +78,21 @@ def one_step(name: str, pairs: str, part: slice) -> dict[str, dict[str, Tensor]]
     }
 
 
+def broken_step(rank: int) -> dict[str, Any]:
+    """A step in which the second process alone has a pixel that is not a number."""
+    config = make_config("phase2", "local")
+    learner = Learner.create(config, 4, torch.device("cpu"), None)
+    pixels = torch.randn(2, IMAGES // 2, 3, 16, 16)
+    pixels[0, 0, 0, 0, 0] = torch.nan if rank == 1 else 0
+    views = Views(pixels, torch.randn(2, IMAGES // 2, 3, 8, 8), torch.rand(2, IMAGES // 2, 2, 2) < 0.4,
+                  torch.tensor([0, 1, 1, 0]))  # fmt: skip
+    parts = (learner.pair, learner.objective)
+    before = [value.clone() for part in parts for value in part.state_dict().values()]
+    result = learner.step([views], rates_at(config, 0, 10))
+    after = [value for part in parts for value in part.state_dict().values()]
+    return {"skipped": bool(result.skipped), "kept": all(map(torch.equal, before, after))}
+
+
 def work(rank: int, port: int, folder: str) -> None:
     """One of the two processes: a step for each setting, written to a file."""
     torch.set_num_threads(1)
@@ -88,6 +103,7 @@ def work(rank: int, port: int, folder: str) -> None:
         half = slice(rank * IMAGES // 2, (rank + 1) * IMAGES // 2)
         results = {(n, p): one_step(n, p, half) for n in OBJECTIVES for p in ("global", "local")}
         torch.save(results, Path(folder) / f"{rank}.pt")
+        torch.save(broken_step(rank), Path(folder) / f"broken-{rank}.pt")
     finally:
         distributed.shutdown()
 
@@ -111,6 +127,8 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> list[Results]:
     """Results of both processes, started once for all settings."""
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(work, (free_port(), str(folder)), nprocs=2)
+    for rank in range(2):
+        assert torch.load(folder / f"broken-{rank}.pt") == {"skipped": True, "kept": True}
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -86,6 +86,15 @@ def largest(value: int) -> int:
     return int(found)
 
 
+def anywhere(flag: Tensor) -> Tensor:
+    """Whether a flag (bool, on the device) is set in any process; the device is not waited for."""
+    if world_size() == 1:
+        return flag
+    found = flag.float()
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found > 0
+
+
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:

@@ -14,10 +14,16 @@ from pydantic import BaseModel, ValidationError
 from smkd.config.schema import ProtocolConfig, RunConfig
 from smkd.errors import ConfigError
 
-# What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
-MACHINE_KEYS = frozenset((
-    "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
-    "compile", "recompute", "keep", "save_minutes", "max_hours",
+# What may differ when a run is resumed: places, and how or how long it computes, not what.
+FREE_KEYS = frozenset((
+    "out", "resume", "resume_with", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache",
+    "data.cache_dir", "compile", "recompute", "keep", "save_minutes", "max_hours", "save_every", "epochs", "validation",
+    "data.on_error", "devices", "num_nodes", "accumulate", "precision", "guard",
+))  # fmt: skip
+# What `resume_with` cannot change: networks, data and what steps are counted in.
+FIXED_KEYS = frozenset((
+    "recipe", "phase", "init", "init_optimizer", "seed", "batch_size", "data", "model", "out", "resume", "resume_with",
+    "overwrite",
 ))  # fmt: skip
 KINDS = ("bool", "int", "float", "str")
 """What pydantic calls the kinds of a union where it says which one a value does not fit."""
@@ -77,7 +83,31 @@ def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None
         ConfigError: unknown recipe, key, or a value that does not fit; one line that names it.
     """
     values = load_recipe(recipe)
-    for word in overrides:
+    values = _with_words(values, overrides)
+    values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
+    config = check(values)
+    if phase is not None and config.phase != phase:
+        raise ConfigError(f"recipe '{recipe}' is for `smkd {config.phase}`, not for `smkd {phase}`")
+    return config
+
+
+def resumed_with(config: RunConfig, words: Iterable[str]) -> RunConfig:
+    """The configuration as the words of `resume_with` change it, one after the other.
+
+    Raises:
+        ConfigError: a word is no setting, or one that a run cannot change.
+    """
+    for word in words:
+        key = word.partition("=")[0]
+        if not FIXED_KEYS.isdisjoint((key, key.split(".")[0])):
+            raise ConfigError(
+                f"resume_with={word}: a run cannot change its {key.split('.')[0]}; start another with out="
+            )
+    return check(_with_words(config.model_dump(mode="json"), words))
+
+
+def _with_words(values: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    for word in words:
         key, sign, text = word.partition("=")
         if not sign or not key:
             raise ConfigError(f"'{word}' is not of the form key=value")
@@ -88,11 +118,7 @@ def resolve(recipe: str, overrides: Iterable[str] = (), phase: str | None = None
         if key == "data" and not isinstance(value, dict):
             key = "data.root"
         values = _merged(values, _nested(key.split("."), value))
-    values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
-    config = check(values)
-    if phase is not None and config.phase != phase:
-        raise ConfigError(f"recipe '{recipe}' is for `smkd {config.phase}`, not for `smkd {phase}`")
-    return config
+    return values
 
 
 def check(values: Mapping[str, Any]) -> RunConfig:
@@ -129,13 +155,13 @@ def load(path: Path) -> RunConfig:
         raise ConfigError(f"cannot read '{path}': {error.strerror}") from error
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Keys, as `key: old -> new`, in which two runs would compute different things."""
+def differences(old: RunConfig, new: RunConfig, *, free: bool = False) -> list[str]:
+    """Keys, as `key: old -> new`, in which two runs would compute different things; or, if `free`, other ones."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
+        if before.get(key) != after.get(key) and FREE_KEYS.isdisjoint((key, key.split(".")[0])) != free
     ]
 
 

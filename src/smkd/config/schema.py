@@ -21,6 +21,7 @@ from smkd.config.data import (
 )
 from smkd.config.learning import (
     ClsConfig,
+    GuardConfig,
     HeadConfig,
     MimConfig,
     ModelConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "DataConfig",
     "FeaturesConfig",
     "GlobalViewConfig",
+    "GuardConfig",
     "HeadConfig",
     "LocalViewConfig",
     "MaskConfig",
@@ -71,6 +73,8 @@ class RunConfig(Section):
     """Also take over the optimiser's state from `init` (the reference does)."""
     resume: bool = True
     """Go on where the run in `out` stopped; false makes an existing run an error."""
+    resume_with: tuple[str, ...] = ()
+    """Words such as `optim.lr=1e-4 precision=fp32` that change a run from where it resumes; the run keeps them."""
     overwrite: bool = False
     """Replace an existing run in `out`; a restart of the same command goes on with what it began."""
     seed: Count = 0
@@ -115,15 +119,18 @@ class RunConfig(Section):
     mask: MaskConfig = MaskConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
     validation: ValidationConfig = ValidationConfig()
     features: FeaturesConfig = FeaturesConfig()
     evaluation: ProtocolConfig = ProtocolConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _data_shorthand(cls, values: Any) -> Any:
+    def _shorthands(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("data"), str | Path):
             values = {**values, "data": {"root": values["data"]}}
+        if isinstance(values, dict) and isinstance(values.get("resume_with"), str):
+            values = {**values, "resume_with": values["resume_with"].split()}
         return values
 
     @model_validator(mode="after")

@@ -99,6 +99,21 @@ def tensors_in(state: object, name: str = "") -> Iterator[tuple[str, torch.Tenso
             yield from tensors_in(value, f"{name}.{key}" if name else str(key))
 
 
+def first_not_finite(state: object) -> str | None:
+    """Dotted name of the first tensor in nested dictionaries and lists that holds infinity or NaN; None if none does.
+
+    A device is waited for once.
+    """
+    named = [(name, tensor) for name, tensor in tensors_in(state) if tensor.is_floating_point()]
+    device = next((tensor.device for _, tensor in named if tensor.device.type != "cpu"), torch.device("cpu"))
+    fine = [tensor.isfinite().all().to(device, non_blocking=True) for _, tensor in named]
+    if not fine:
+        return None
+    return next(
+        (name for (name, _), is_fine in zip(named, torch.stack(fine).tolist(), strict=True) if not is_fine), None
+    )
+
+
 @contextlib.contextmanager
 def keeping_earlier(path: Path, keep: int) -> Iterator[None]:
     """Around the writing of a new state: what `path` holds becomes `last-1.pt`, that `last-2.pt`, and so on.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +13,18 @@ from torch import Tensor
 from smkd import distributed
 from smkd.config.schema import RunConfig
 from smkd.engine.clusters import cluster_agreement
+from smkd.engine.guard import Guard
 from smkd.engine.runlog import RunLog
 from smkd.engine.step import StepResult
-from smkd.errors import SmkdError
 
 
 class Meter:
     """Running means of one epoch; reads the device only when a log line is due."""
 
-    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
-        self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
+    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, guard: Guard) -> None:
+        self.log, self.config, self.epoch, self.steps, self.guard = log, config, epoch, steps, guard
         self.note = ""
-        self.skipped = 0
+        self.skipped = self.skipped_steps = 0
         self.assigned: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.epoch_loss: list[float] = []
@@ -44,8 +43,8 @@ class Meter:
         return {
             "sums": {name: value.cpu() for name, value in self.sums.items()}, "empty": self.empty, "count": self.count,
             "assigned": torch.cat(self.assigned).cpu(), "labels": torch.cat(self.labels),
-            "epoch_loss": self.epoch_loss, "skipped": self.skipped, "seconds": now - self.started,
-            "seconds_of_line": now - self.since,
+            "epoch_loss": self.epoch_loss, "skipped": self.skipped, "skipped_steps": self.skipped_steps,
+            "seconds": now - self.started, "seconds_of_line": now - self.since,
         }  # fmt: skip
 
     def resume(self, states: list[dict[str, Any]], device: torch.device) -> None:
@@ -71,34 +70,37 @@ class Meter:
         self.assigned, self.labels = [assigned.to(device)], [labels]
         self.empty, self.count = dict(own["empty"]), int(own["count"])
         self.epoch_loss, self.skipped = list(first["epoch_loss"]), int(own["skipped"])
+        self.skipped_steps = int(own["skipped_steps"])
         self.started, self.since = now - first["seconds"], now - first["seconds_of_line"]
 
     def record(self, step: int, result: StepResult, lr: float) -> None:
         """Add one step; write a line if it is time."""
         for name, value in result.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            self.sums[name] = self.sums.get(name, 0) + torch.where(result.skipped, 0, value)
         for name, count in result.empty.items():
             self.empty[name] = self.empty.get(name, 0) + count
         self.assigned.append(result.assigned)
         self.labels.append(result.labels)
         self.count += 1
+        self.guard.note(step, result)
         done = step + 1
         if done % self.config.log_every == 0 or done % self.steps == 0:
             self._flush(done, lr)
 
     def _flush(self, step: int, lr: float) -> None:
-        means = {name: float(distributed.mean(value)) / self.count for name, value in self.sums.items()}
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise SmkdError(
-                f"the loss is no longer finite ({', '.join(broken)}) near step {step}; the last checkpoint in "
-                f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
-            )
+        skipped = self.guard.report(self.log)
+        taken = self.count - skipped
+        means = {name: float(distributed.mean(value)) / taken for name, value in self.sums.items()} if taken else {}
         speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
-        empty = {f"empty_{name}": count for name, count in self.empty.items()}
-        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
-        self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
-        self.epoch_loss.append(means["loss"])
+        counts = {f"empty_{name}": count for name, count in self.empty.items()}
+        if skipped:
+            counts["skipped"] = skipped
+        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **counts})
+        loss = f"loss {means['loss']:.3f}" if taken else "no finite loss"
+        self.note = f"epoch {self.epoch + 1} {loss} {speed:.0f} images/s"
+        if taken:
+            self.epoch_loss.append(means["loss"])
+        self.skipped_steps += skipped
         self._restart()
 
     def close(self) -> dict[str, float]:
@@ -106,8 +108,9 @@ class Meter:
         seconds = time.perf_counter() - self.started
         assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
         labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
+        loss = {"loss": float(np.mean(self.epoch_loss))} if self.epoch_loss else {}
         scores = {
-            "loss": float(np.mean(self.epoch_loss)),
+            **loss,
             **cluster_agreement(assigned, labels),
             "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
             "seconds": round(seconds, 2),
@@ -115,8 +118,13 @@ class Meter:
         if self.skipped:
             scores["skipped_images"] = self.skipped
             self.log.say(f"epoch {self.epoch + 1}: {self.skipped} unreadable images were replaced")
+        if self.skipped_steps:
+            scores["skipped_steps"] = self.skipped_steps
+            self.log.say(
+                f"epoch {self.epoch + 1}: {self.skipped_steps} steps were skipped: loss or gradient not finite"
+            )
         self.log.say(
-            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, nmi {scores['nmi']:.3f}, "
-            f"{scores['images_per_second']:.0f} images/s"
+            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores.get('loss', math.nan):.4f}, "
+            f"nmi {scores['nmi']:.3f}, {scores['images_per_second']:.0f} images/s"
         )
         return scores

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import nn
 from smkd.config import loading
 from smkd.config.schema import RunConfig
 from smkd.engine import checkpoint
+from smkd.engine.optim import is_decayed
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.interop import fetching, header, load, reading
@@ -86,11 +88,48 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
         module.load_state_dict({key: value for key, value in given.items() if key not in fresh}, strict=False)
     if optimizer:
         try:
-            learner.optimizer.load_state_dict(state["optimizer"])
+            learner.optimizer.load_state_dict(_optimizer_state(learner, state))
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"the checkpoint's optimiser state does not fit this run: {error}") from error
         learner.scaler.load_state_dict(state["scaler"])
     return lines
+
+
+def _optimizer_state(learner: Learner, state: dict[str, Any]) -> dict[str, Any]:
+    """The optimiser's state in a checkpoint, numbered as this run's parameters are.
+
+    They are numbered otherwise where one of the two trains the prototypes' norms and the other does not.
+    """
+    saved: dict[str, Any] = state["optimizer"]
+    here, there = learner.config.head.fixed_norm, state.get("config", {}).get("head", {}).get("fixed_norm")
+    if there is None or here == there:
+        return saved
+    names = _numbered(learner.pair.student, fixed_norm=here)
+    numbers = {name: number for number, name in enumerate(chain(*_numbered(learner.pair.student, fixed_norm=there)))}
+    own = learner.optimizer.state_dict()
+    kept = {
+        number: saved["state"][numbers[name]]
+        for number, name in enumerate(chain(*names))
+        if numbers.get(name) in saved["state"]
+    }
+    groups = [
+        {**group, "params": mine["params"]}
+        for group, mine in zip(saved["param_groups"], own["param_groups"], strict=True)
+    ]
+    return {"state": kept, "param_groups": groups}
+
+
+def _numbered(student: nn.Module, *, fixed_norm: bool) -> list[list[str]]:
+    """Names of the parameters in the optimiser's two groups."""
+    groups: list[list[str]] = []
+    trained = {name: p for name, p in student.named_parameters()
+               if p.requires_grad or (name.endswith("weight_g") and not fixed_norm)}  # fmt: skip
+    for decayed in (True, False):
+        groups.append([
+            name for name, p in trained.items()
+            if not (fixed_norm and name.endswith("weight_g")) and is_decayed(name, p) == decayed
+        ])  # fmt: skip
+    return groups
 
 
 def backbone_of(

@@ -9,7 +9,7 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from smkd.errors import CheckpointError, ConfigError
 
 DAMAGED = ".damaged"
 """Suffix that a checkpoint gets once its content does not fit its checksums."""
+UNTOLD = ("out", "resume", "overwrite", "resume_with")
+"""Settings that say where or whether to go on; they are no change of a run."""
 
 
 @dataclass
@@ -38,6 +40,21 @@ class Found:
     state: dict[str, Any]
     path: Path
     damaged: dict[Path, str]
+
+
+@dataclass
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        config: as typed, with the words of `resume_with` of all starts.
+        found: the state to go on from; none for a new run.
+        changes: settings that are no longer what they were.
+    """
+
+    config: RunConfig
+    found: Found | None
+    changes: list[str] = field(default_factory=list)
 
 
 def locate(config: RunConfig) -> Path:
@@ -58,32 +75,37 @@ def only_writer(out: Path) -> Iterator[None]:
         yield
 
 
-def resumable(config: RunConfig, out: Path) -> Found | None:
-    """The state to go on from; None for a new run.
+def resumable(config: RunConfig, out: Path) -> Standing:
+    """Where a run stands, and with which settings it goes on.
 
     Raises:
-        ConfigError: the folder holds another run, or this one where `resume` is off.
+        ConfigError: the folder holds another run, or this one where `resume` is off; or none that could be changed.
         CheckpointError: it holds checkpoints, and none that can be read.
     """
     settings = out / "config.yaml"
     before = loading.load(settings) if settings.exists() else None
     distributed.barrier()  # all processes look before the first one writes
-    if before is None:
-        if any(map(len, _by_age(out))):
-            raise ConfigError(f"'{out}' holds checkpoints but no config.yaml to compare with; choose another out=")
-        return None
-    changes = loading.differences(before, config)
+    if before is None and any(map(len, _by_age(out))):
+        raise ConfigError(f"'{out}' holds checkpoints but no config.yaml to compare with; choose another out=")
+    changes = [] if before is None else loading.differences(before, config)
     # a restart of the command that replaced what was here goes on
-    if config.overwrite and (changes or not before.overwrite):
-        return None
+    if before is None or (config.overwrite and (changes or not before.overwrite)):
+        if config.resume_with:
+            raise ConfigError(f"resume_with={' '.join(config.resume_with)}: there is no run in '{out}' to go on with")
+        return Standing(config, None)
     if changes:
         raise ConfigError(
             f"'{out}' holds a run with another configuration ({'; '.join(changes[:3])}"
-            f"{'; ...' if len(changes) > 3 else ''}); choose another out=, or overwrite=true"
+            f"{'; ...' if len(changes) > 3 else ''}); choose another out=, or overwrite=true, "
+            "or change this run from here on by resume_with=key=value"
         )
     if not config.resume:
         raise ConfigError(f"'{out}' already holds this run and resume=false; choose another out=, or overwrite=true")
-    return newest(out)
+    kept, new = before.resume_with, config.resume_with
+    new = () if kept[len(kept) - len(new) :] == new else new  # a restart of the command that made the change
+    config = config.model_copy(update={"resume_with": (*kept, *new)})
+    changes = [line for line in loading.differences(before, config, free=True) if line.split(":")[0] not in UNTOLD]
+    return Standing(config, newest(out), [*changes, *(f"resume_with: {word}" for word in new)])
 
 
 def newest(out: Path) -> Found | None:

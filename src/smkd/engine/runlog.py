@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -66,11 +66,13 @@ class RunLog:
         step, epoch: steps and whole epochs that are done where the run starts; records that an interrupted run made
             after that are dropped.
         active: whether this process writes.
+        changes: settings that are no longer what they were, for history.jsonl.
     """
 
     def __init__(
-        self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool
-    ) -> None:
+        self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool,
+        changes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.active = active
         self.progress: Progress | None = None
         if not active:
@@ -81,6 +83,9 @@ class RunLog:
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
         _write_aside(out / "env.json", json.dumps(environment(device), indent=2) + "\n")
+        if changes:
+            with (out / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "step": step, "changes": list(changes)}) + "\n")
         _drop_records_after(out / "metrics.jsonl", step, epoch)
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter

@@ -14,7 +14,14 @@ from torch.profiler import record_function
 from smkd import distributed
 from smkd.config.schema import RunConfig
 from smkd.data.loader import Views
-from smkd.engine.optim import clip_each, drop_last_layer_gradients, make_optimizer, set_rates
+from smkd.engine.optim import (
+    clip_each,
+    drop_last_layer_gradients,
+    make_optimizer,
+    not_finite,
+    set_rates,
+    step_unless,
+)
 from smkd.engine.schedules import Rates
 from smkd.models.pair import StudentTeacher
 from smkd.objectives.objective import Losses, Objective
@@ -28,12 +35,14 @@ class StepResult(NamedTuple):
         empty: how often each term found no valid pair.
         assigned: [images] prototype of the teacher for the first global view of each image.
         labels: [images] class of each image, on the CPU.
+        skipped: bool [], whether the step changed nothing because its loss or a gradient was not finite.
     """
 
     losses: dict[str, Tensor]
     empty: dict[str, int]
     assigned: Tensor
     labels: Tensor
+    skipped: Tensor
 
 
 @dataclass
@@ -75,7 +84,12 @@ class Learner:
         return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
 
     def step(self, passes: Iterable[Views], rates: Rates) -> StepResult:
-        """Forward and backward over all passes, then one update of student, centres and teacher."""
+        """Forward and backward over all passes, then one update of student, centres and teacher.
+
+        Where the loss or a gradient's norm is not finite, on any device, weights, centres and the optimiser's state
+        stay as they are, without waiting for the device to know it.
+        """
+        centers = [center.clone() for center in self.objective.buffers()]
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
         count = self.config.accumulate
@@ -94,8 +108,11 @@ class Learner:
             for name in loss.empty:
                 empty[name] = empty.get(name, 0) + 1
             labels.append(views.labels)
-        self._update(rates)
-        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels))
+        skipped = self._update(rates, losses["loss"])
+        with torch.no_grad():
+            for center, before in zip(self.objective.buffers(), centers, strict=True):
+                center.copy_(torch.where(skipped, before, center))
+        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels), skipped)
 
     def _forward(self, views: Views, rates: Rates, assigned: list[Tensor]) -> Losses:
         with self._autocast():
@@ -111,17 +128,19 @@ class Learner:
             )  # fmt: skip
         return losses
 
-    def _update(self, rates: Rates) -> None:
-        """Clip, freeze, step, and move the teacher: in the reference's order."""
+    def _update(self, rates: Rates, loss: Tensor) -> Tensor:
+        """Clip, freeze, step, and move the teacher, in the reference's order; whether the step was skipped."""
         with self.part("optimizer"):
             self.scaler.unscale_(self.optimizer)
+            skipped = not_finite(loss, self.pair.student.parameters())
             clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
             if rates.last_layer_frozen:
                 drop_last_layer_gradients(self.pair.student)
-            self.scaler.step(self.optimizer)
+            step_unless(self.optimizer, skipped)
             self.scaler.update()
         with self.part("ema"):
             self.pair.update_teacher(rates.teacher_momentum)
+        return skipped
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
         """Devices exchange gradients in the last pass only."""

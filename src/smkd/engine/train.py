@@ -13,6 +13,7 @@ import torch
 from rich.progress import track
 
 from smkd import __version__, distributed
+from smkd.config import loading
 from smkd.config.schema import RunConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import Images, configured_spec, describe, open_split
@@ -20,9 +21,10 @@ from smkd.data.device_loader import training_loader
 from smkd.data.loader import Batch, Views, batches, make_views
 from smkd.data.prefetch import on_device
 from smkd.data.sampler import EpochSampler
-from smkd.engine import run_folder
+from smkd.engine import checkpoint, run_folder
 from smkd.engine.compiling import compile_backbones
 from smkd.engine.device import autocast_type, keep_freed_memory, pick_device
+from smkd.engine.guard import Guard
 from smkd.engine.meter import Meter
 from smkd.engine.restore import open_checkpoint, restore
 from smkd.engine.runlog import Bar, RunLog, console
@@ -30,9 +32,11 @@ from smkd.engine.schedules import rates_at
 from smkd.engine.selection import Selection
 from smkd.engine.step import Learner
 from smkd.engine.watch import SAVE, Interrupted, Watch, stopped
-from smkd.errors import ConfigError, Stopped
+from smkd.errors import ConfigError, SmkdError, Stopped
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
+
+ADVICE = "try resume_with=precision=fp32, a lower resume_with=optim.lr=..., or resume_with=head.fixed_norm=true"
 
 
 class Evaluator(Protocol):
@@ -97,6 +101,9 @@ class Run:
                 f"devices={config.devices} x num_nodes={config.num_nodes} does not match the "
                 f"{distributed.world_size()} processes that were started"
             )
+        standing = run_folder.resumable(config, out)
+        self.typed, self.resumed, self.changes = standing.config, standing.found, standing.changes
+        config = loading.resumed_with(self.typed, self.typed.resume_with)
         self.config, self.evaluator, self.device, self.out = config, evaluator, device, out
         autocast = autocast_type(config.precision, device)
         if device.type == "cpu":
@@ -112,22 +119,25 @@ class Run:
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
         self.epoch = self.done = 0
         self.selection = Selection(config.validation.patience)
+        self.guard = Guard(config.guard.max_skips, self._images_of)
         self.watch = Watch(config.save_minutes, config.max_hours)
         self._take_weights()
 
     def _take_weights(self) -> None:
         """From, in this order: this run's last checkpoint, `init`, chance."""
-        self.resumed, self.notes = run_folder.resumable(self.config, self.out), list[str]()
+        self.notes = [f"changed: {change}" for change in self.changes]
         if self.resumed is not None:
             state = self.resumed.state
             restore(self.learner, state, optimizer=True)
             self.epoch, self.done = int(state["epoch"]), int(state.get("step_in_epoch", 0))
+            if guards := state.get("guards"):
+                self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
             self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is not None:
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
-            self.notes = [*state.get(MARK, []), *changes]
+            self.notes += [*state.get(MARK, []), *changes]
 
     @property
     def complete(self) -> bool:
@@ -143,7 +153,9 @@ class Run:
         main = distributed.is_main()
         if main:
             self.notes += run_folder.tidy(self.out, self.resumed, self.selection)
-        log = RunLog(self.out, config, self.device, step=self.step, epoch=self.epoch, active=main)
+        log = RunLog(
+            self.out, self.typed, self.device, step=self.step, epoch=self.epoch, changes=self.changes, active=main
+        )
         with self.watch, closing(log):
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
@@ -188,7 +200,7 @@ class Run:
     def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> Meter:
         """What is left of an epoch; its numbers."""
         steps = self.sampler.steps
-        meter = Meter(log, self.config, self.epoch, steps, self.out)
+        meter = Meter(log, self.config, self.epoch, steps, self.guard)
         if self.done and self.resumed is not None:
             meter.resume(self.resumed.state["meters"], self.device)
         self.resumed = None  # the memory is needed no longer
@@ -200,6 +212,13 @@ class Run:
             meter.record(self.step, self.learner.step(views, rates), rates.lr)
             self.done += 1
             bar.advance(meter.note)
+            if self.guard.exhausted:
+                self._save(meter)
+                raise SmkdError(
+                    f"{self.guard.max_skips} steps in a row had no finite loss or gradient and were skipped, up to "
+                    f"step {self.step}, which is saved (the images: 'skipped' in '{self.out / 'metrics.jsonl'}'); "
+                    f"{ADVICE}"
+                )
             if asked := self.watch.asked():
                 self._save(meter)
                 if asked > SAVE:
@@ -237,16 +256,32 @@ class Run:
     def _save(self, meter: Meter | None, *, is_best: bool = False) -> None:
         """Write a checkpoint, within an epoch if there is a meter."""
         meters = [] if meter is None else distributed.gather_object(meter.state())
+        guards = distributed.gather_object(self.guard.state())
         if distributed.is_main():
+            learned = self.learner.state()
+            if broken := checkpoint.first_not_finite(learned):
+                raise SmkdError(
+                    f"{broken} is no longer finite at step {self.step} and is not saved; the same command goes on from "
+                    f"the last checkpoint in '{self.out}'; {ADVICE}"
+                )
             state = {
-                **self.learner.state(), "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
-                "meters": meters, "best": self.selection.best, "stale": self.selection.stale,
+                **learned, "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
+                "meters": meters, "guards": guards, "best": self.selection.best, "stale": self.selection.stale,
                 "best_step": self.selection.step, "config": self.config.model_dump(mode="json"),
                 "classes": self.images.class_names, "version": __version__,
             }  # fmt: skip
             run_folder.save(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
         self.watch.saved()
+
+    def _images_of(self, step: int) -> list[int]:
+        """Numbers of the images of a step, over all processes."""
+        epoch, within = divmod(step, self.sampler.steps)
+        whole = EpochSampler(
+            self.images.labels, self.config.batch_size, self.config.seed, balanced=self.config.data.sampler
+        )
+        whole.set_epoch(epoch, start=within)
+        return [item[1] for item in next(iter(whole))]
 
     def _stopped(self, code: int) -> Stopped:
         return stopped(code, f"step {self.step} of {self.config.epochs * self.sampler.steps}")
