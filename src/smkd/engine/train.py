@@ -15,6 +15,7 @@ from rich.progress import track
 from smkd import __version__, distributed
 from smkd.config import loading
 from smkd.config.schema import RunConfig
+from smkd.data import record
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import Images, configured_spec, describe, open_split
 from smkd.data.device_loader import training_loader
@@ -32,7 +33,7 @@ from smkd.engine.schedules import rates_at
 from smkd.engine.selection import Selection
 from smkd.engine.step import Learner
 from smkd.engine.watch import SAVE, Interrupted, Watch, stopped
-from smkd.errors import ConfigError, SmkdError, Stopped
+from smkd.errors import ConfigError, DataError, SmkdError, Stopped
 from smkd.interop.load import MARK
 from smkd.models.vit import VisionTransformer
 
@@ -92,6 +93,7 @@ class Run:
         out: its folder.
         epoch: how many whole epochs are done.
         done: steps that are done of the epoch after those.
+        logged: up to which step the records of an interrupted run count.
         selection: the best validation so far.
     """
 
@@ -109,6 +111,7 @@ class Run:
         if device.type == "cpu":
             keep_freed_memory()
         self.images = open_split(config.data, "train")
+        self.data = record.record_of(self.images) if distributed.is_main() else None
         self.spec = configured_spec(config.data)
         self.sampler = EpochSampler(
             self.images.labels, config.batch_size, config.seed, balanced=config.data.sampler,
@@ -117,7 +120,7 @@ class Run:
         if evaluator is not None and config.validation.every:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
-        self.epoch = self.done = 0
+        self.epoch = self.done = self.logged = 0
         self.selection = Selection(config.validation.patience)
         self.guard = Guard(config.guard.max_skips, self._images_of)
         self.watch = Watch(config.save_minutes, config.max_hours)
@@ -128,8 +131,13 @@ class Run:
         self.notes = [f"changed: {change}" for change in self.changes]
         if self.resumed is not None:
             state = self.resumed.state
+            self._compare_data(state)
             restore(self.learner, state, optimizer=True)
             self.epoch, self.done = int(state["epoch"]), int(state.get("step_in_epoch", 0))
+            self.logged = int(state["step"])
+            if self.logged != self.step:  # an epoch has another length now, so this one begins anew
+                self.logged -= self.done
+                self.done = 0
             if guards := state.get("guards"):
                 self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
@@ -138,6 +146,28 @@ class Run:
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
             self.notes += [*state.get(MARK, []), *changes]
+
+    def _compare_data(self, state: dict[str, Any]) -> None:
+        """Notice that the training images are not those of before.
+
+        Raises:
+            DataError: they are not, and `data.changed` does not accept it, or the supervised term has other classes.
+        """
+        if self.data is None:  # the first process compares
+            return
+        if "data" in state:
+            changes = record.differences(state["data"], self.data)
+        else:  # a checkpoint of an older version knows its classes
+            changes = [] if state["classes"] == self.images.class_names else ["the classes are others"]
+        if not changes:
+            return
+        what = f"the training images have changed since this run began: {'; '.join(changes)}"
+        if self.config.data.changed == "refuse":
+            raise DataError(f"{what}; data.changed=accept goes on with them")
+        if self.config.objective.supervised.weight > 0 and len(state["classes"]) != len(self.images.class_names):
+            raise DataError(f"{what}; the classifier of objective.supervised has other classes: start a run with init=")
+        self.changes.append(f"data: {'; '.join(changes)}")
+        self.notes.append(what)
 
     @property
     def complete(self) -> bool:
@@ -154,7 +184,7 @@ class Run:
         if main:
             self.notes += run_folder.tidy(self.out, self.resumed, self.selection)
         log = RunLog(
-            self.out, self.typed, self.device, step=self.step, epoch=self.epoch, changes=self.changes, active=main
+            self.out, self.typed, self.device, step=self.logged, epoch=self.epoch, changes=self.changes, active=main
         )
         with self.watch, closing(log):
             self._introduce(images, log)
@@ -268,7 +298,8 @@ class Run:
                 **learned, "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
                 "meters": meters, "guards": guards, "best": self.selection.best, "stale": self.selection.stale,
                 "best_step": self.selection.step, "config": self.config.model_dump(mode="json"),
-                "classes": self.images.class_names, "version": __version__,
+                "classes": self.images.class_names, "data": self.data,
+                "version": __version__,
             }  # fmt: skip
             run_folder.save(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
