@@ -181,6 +181,22 @@ def test_a_signal_to_every_process_of_a_job(
     assert not list(OUT.rglob(".*"))
 
 
+@pytest.mark.parametrize("lines", [1, 3])
+def test_a_kill_costs_no_more_than_time(
+    lines: int, finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first epoch, of which nothing is saved yet, and once it is closed or while it is; more in soak.py."""
+    monkeypatch.chdir(tmp_path)
+    process = start("epochs=2", "log_every=2")
+    wait_for_step(process, lines)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    run("log_every=2", "epochs=2")
+    assert records() == finished["phase1"][1]
+    assert files() == finished["phase1"][0]
+    assert not list(OUT.rglob(".*"))
+
+
 def test_a_second_signal_ends_the_run_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(watch, "TOGETHER", 0.0)

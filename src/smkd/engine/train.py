@@ -135,11 +135,12 @@ class Run:
             restore(self.learner, state, optimizer=True)
             self.epoch, self.done = int(state["epoch"]), int(state.get("step_in_epoch", 0))
             self.logged = int(state["step"])
+            if guards := state.get("guards"):
+                self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
             if self.logged != self.step:  # an epoch has another length now, so this one begins anew
                 self.logged -= self.done
                 self.done = 0
-            if guards := state.get("guards"):
-                self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
+                self.guard.pending.clear()
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
             self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is not None:
