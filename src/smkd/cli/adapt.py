@@ -10,14 +10,14 @@ import typer
 
 from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import RUN
-from smkd.cli.training import Overrides
+from smkd.cli.training import STOPPED, Overrides
 from smkd.cli.verb import is_first_rank, verb
 
 if TYPE_CHECKING:
     from smkd.adaptation import Adapted
 
 
-@verb("stopped; the same command goes on after the last finished epoch")
+@verb(STOPPED)
 def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, such as a folder of class folders.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder."), RUN],

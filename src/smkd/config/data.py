@@ -39,6 +39,8 @@ class DataConfig(Section):
     std: tuple[Fraction, Fraction, Fraction] | None = None
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
+    changed: Literal["refuse", "accept"] = "refuse"
+    """What a run does that resumes with other training images than it began with: refuse, or go on with them."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
     cache: Literal["none", "memory", "mmap"] = "none"

@@ -129,3 +129,10 @@ class OptimConfig(Section):
     freeze_last_layer_epochs: Count = 1
     teacher_momentum: Fraction = 0.996
     teacher_momentum_end: Fraction = 1.0
+
+
+class GuardConfig(Section):
+    """What a loss or gradient that is not finite does: its step is skipped and counted."""
+
+    max_skips: Positive = 10
+    """So many skipped steps in a row stop the run."""

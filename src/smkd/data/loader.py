@@ -18,7 +18,7 @@ from smkd.data.color import ColorParameters, augment_and_normalize
 from smkd.data.crops import crop_resize
 from smkd.data.datasets import DatasetSpec, Images
 from smkd.data.draws import Drawing, Draws
-from smkd.data.processes import allowed, end_with_parent
+from smkd.data.processes import allowed, end_with_parent, heed_only_parent
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.errors import DataError
 from smkd.files import cores
@@ -192,6 +192,7 @@ def make_loader(
 
 
 def _begin_worker(_: int) -> None:
+    heed_only_parent()
     end_with_parent()
     _return_large_arrays()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from smkd import distributed
 from smkd.config.schema import RunConfig
 from smkd.engine.clusters import cluster_agreement
+from smkd.engine.guard import Guard
 from smkd.engine.runlog import RunLog
 from smkd.engine.step import StepResult
-from smkd.errors import SmkdError
 
 
 class Meter:
@@ -26,16 +27,17 @@ class Meter:
         config: of the run.
         epoch: counted from 0.
         steps: of the epoch.
-        out: the run folder, for the message about a loss that is not finite.
+        guard: told of each step, and asked which were skipped.
     """
 
-    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
-        self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
+    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, guard: Guard) -> None:
+        self.log, self.config, self.epoch, self.steps, self.guard = log, config, epoch, steps, guard
         self.note = ""
-        self.skipped = 0
+        self.skipped = self.skipped_steps = 0
         self.assigned: list[Tensor] = []
         self.labels: list[Tensor] = []
         self.epoch_loss: list[float] = []
+        self.started = time.perf_counter()
         self._restart()
 
     def _restart(self) -> None:
@@ -44,60 +46,101 @@ class Meter:
         self.count = 0
         self.since = time.perf_counter()
 
+    def state(self) -> dict[str, Any]:
+        """What this process has seen of the epoch, for a checkpoint within it."""
+        now = time.perf_counter()
+        return {
+            "sums": {name: value.cpu() for name, value in self.sums.items()}, "empty": self.empty, "count": self.count,
+            "assigned": torch.cat(self.assigned).cpu(), "labels": torch.cat(self.labels),
+            "epoch_loss": self.epoch_loss, "skipped": self.skipped, "skipped_steps": self.skipped_steps,
+            "seconds": now - self.started, "seconds_of_line": now - self.since,
+        }  # fmt: skip
+
+    def resume(self, states: list[dict[str, Any]], device: torch.device) -> None:
+        """Go on within an epoch.
+
+        Args:
+            states: `state` of each process that was there; with another number of them their sums are shared evenly.
+            device: of the numbers that a step reports.
+        """
+        world, rank, now = distributed.world_size(), distributed.rank(), time.perf_counter()
+        first = states[0]
+        own = states[rank] if len(states) == world else _shared(states, world, rank)
+        self.sums = {name: value.to(device) for name, value in own["sums"].items()}
+        self.assigned, self.labels = [own["assigned"].to(device)], [own["labels"]]
+        self.empty, self.skipped = dict(own["empty"]), own["skipped"]
+        self.count, self.skipped_steps = first["count"], first["skipped_steps"]
+        self.epoch_loss = list(first["epoch_loss"])
+        self.started, self.since = now - first["seconds"], now - first["seconds_of_line"]
+
     def record(self, step: int, result: StepResult, lr: float) -> None:
         """Add one step; write a line if it is time."""
         for name, value in result.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
+            self.sums[name] = self.sums.get(name, 0) + torch.where(result.skipped, 0, value)
         for name, count in result.empty.items():
             self.empty[name] = self.empty.get(name, 0) + count
         self.assigned.append(result.assigned)
         self.labels.append(result.labels)
         self.count += 1
+        self.guard.note(step, result)
         done = step + 1
         if done % self.config.log_every == 0 or done % self.steps == 0:
             self._flush(done, lr)
 
     def _flush(self, step: int, lr: float) -> None:
-        total = torch.stack(list(self.sums.values()))  # [losses]
-        means = dict(zip(self.sums, (distributed.mean(total) / self.count).tolist(), strict=True))
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise SmkdError(
-                f"the loss is no longer finite ({', '.join(broken)}) near step {step}; the last checkpoint in "
-                f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
-            )
+        skipped = self.guard.report(self.log)
+        taken = self.count - skipped
+        means: dict[str, float] = {}
+        if taken:
+            total = torch.stack(list(self.sums.values()))  # [losses]
+            means = dict(zip(self.sums, (distributed.mean(total) / taken).tolist(), strict=True))
         speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
         # a term that some device found empty may be missing in the counts of this one
-        counts = {name: distributed.sum_int(self.empty.get(name, 0), total.device) for name in self.sums}
-        empty = {f"empty_{name}": count for name, count in counts.items() if count}
-        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
-        self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
-        self.epoch_loss.append(means["loss"])
+        empty = {f"empty_{name}": distributed.sum_int(self.empty.get(name, 0)) for name in self.sums}
+        counts = {name: count for name, count in (*empty.items(), ("skipped", skipped)) if count}
+        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **counts})
+        loss = f"loss {means['loss']:.3f}" if taken else "no finite loss"
+        self.note = f"epoch {self.epoch + 1} {loss} {speed:.0f} images/s"
+        if taken:
+            self.epoch_loss.append(means["loss"])
+        self.skipped_steps += skipped
         self._restart()
 
-    def close(self, seconds: float) -> dict[str, float]:
-        """Numbers of the whole epoch, over all devices.
-
-        Args:
-            seconds: how long it took.
-        """
+    def close(self) -> dict[str, float]:
+        """Numbers of the whole epoch, over all devices."""
+        seconds = time.perf_counter() - self.started
         assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
         labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
         # with one class for all there is nothing to agree with
         agreement = cluster_agreement(assigned, labels) if labels.min() < labels.max() else {}
+        loss = {"loss": float(np.mean(self.epoch_loss))} if self.epoch_loss else {}
         scores = {
-            "loss": float(np.mean(self.epoch_loss)),
+            **loss,
             **agreement,
             "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
             "seconds": round(seconds, 2),
         }
-        skipped = distributed.sum_int(self.skipped, self.assigned[0].device)
-        if skipped:
+        if skipped := distributed.sum_int(self.skipped):
             scores["skipped_images"] = skipped
             self.log.say(f"epoch {self.epoch + 1}: {skipped} unreadable images were replaced")
+        if self.skipped_steps:
+            scores["skipped_steps"] = self.skipped_steps
+            self.log.say(
+                f"epoch {self.epoch + 1}: {self.skipped_steps} steps were skipped: loss or gradient not finite"
+            )
         nmi = f"nmi {agreement['nmi']:.3f}, " if agreement else ""
         self.log.say(
-            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, {nmi}"
+            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores.get('loss', math.nan):.4f}, {nmi}"
             f"{scores['images_per_second']:.0f} images/s"
         )
         return scores
+
+
+def _shared(states: list[dict[str, Any]], world: int, rank: int) -> dict[str, Any]:
+    """This process's part of what another number of processes has seen; the first one takes what is counted."""
+    parts = {key: torch.cat([state[key] for state in states]).chunk(world)[rank] for key in ("assigned", "labels")}
+    sums = {name: torch.stack([state["sums"][name] for state in states]).mean(dim=0) for name in states[0]["sums"]}
+    counted = states if rank == 0 else []
+    empty = sum((Counter(state["empty"]) for state in counted), Counter[str]())
+    skipped = sum(state["skipped"] for state in counted)
+    return {**parts, "sums": sums, "empty": empty, "skipped": skipped}

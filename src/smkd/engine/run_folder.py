@@ -5,15 +5,62 @@ runs/<name>/config.yaml, command.txt, env.json, metrics.jsonl, tensorboard/, che
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from smkd import distributed
 from smkd.config import loading
+from smkd.config.durations import cut_differently
 from smkd.config.schema import RunConfig
-from smkd.engine import checkpoint
-from smkd.errors import ConfigError
+from smkd.config.unused import check_used
+from smkd.engine import checkpoint, lock
+from smkd.engine.document import RESUMED, needed
+from smkd.engine.runlog import console
+from smkd.engine.selection import Selection
+from smkd.errors import CheckpointError, ConfigError
+from smkd.files import PARTIAL
+
+DAMAGED = ".damaged"
+"""Suffix that a checkpoint gets once its content does not fit its checksums."""
+UNTOLD = ("out", "resume", "overwrite", "resume_with")
+"""Settings that say where or whether to go on; they are no change of a run."""
+
+
+@dataclass
+class Found:
+    """The newest whole state of a run.
+
+    Attributes:
+        state: what the file holds.
+        path: the file.
+        damaged: files that should have come first and cannot be read, and why.
+    """
+
+    state: dict[str, Any]
+    path: Path
+    damaged: dict[Path, str]
+
+
+@dataclass
+class Standing:
+    """Where a run stands.
+
+    Attributes:
+        typed: the settings as typed, with the words of `resume_with` of all starts.
+        config: the settings to go on with: what is counted in epochs as the run began, then `resume_with`.
+        found: the state to go on from; none for a new run.
+        changes: settings that are no longer what they were.
+    """
+
+    typed: RunConfig
+    config: RunConfig
+    found: Found | None
+    changes: list[str] = field(default_factory=list)
 
 
 def locate(config: RunConfig) -> Path:
@@ -21,43 +68,171 @@ def locate(config: RunConfig) -> Path:
     return config.out or Path("runs") / (config.recipe or config.phase)
 
 
-def resumable(config: RunConfig, out: Path) -> Path | None:
-    """Checkpoint to go on from; None for a new run.
+@contextlib.contextmanager
+def only_writer(out: Path) -> Iterator[None]:
+    """Keep other runs out of the folder while this one works there; the first process does so for all.
 
     Raises:
-        ConfigError: the folder holds another run, or this one where `resume` is off.
+        ConfigError: another run works there.
     """
-    settings, last = out / "config.yaml", out / "checkpoints" / "last.pt"
-    there = settings.exists()
+    with contextlib.ExitStack() as stack:
+        if distributed.is_main():
+            stack.enter_context(lock.held(out, lambda line: console.print(line, markup=False)))
+        yield
+
+
+def resumable(config: RunConfig, out: Path) -> Standing:
+    """Where a run stands, and with which settings it goes on.
+
+    Raises:
+        ConfigError: the folder holds another run, or this one where `resume` is off; or none that could be changed.
+        CheckpointError: it holds checkpoints, and none that can be read.
+    """
+    settings = out / "config.yaml"
+    before = loading.load(settings) if settings.exists() else None
     distributed.barrier()  # all processes look before the first one writes
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out={out} is a file, not a folder")
-    if config.overwrite or not there:
-        return None
-    changes = loading.differences(loading.load(settings), config)
+    changes = [] if before is None else _changes(before, config)
+    # a restart of the command that replaced what was here goes on
+    if before is None or (config.overwrite and (changes or not before.overwrite)):
+        if config.resume_with:
+            raise ConfigError(f"resume_with={' '.join(config.resume_with)}: there is no run in '{out}' to go on with")
+        return Standing(config, config, None)
     if changes:
         raise ConfigError(
             f"'{out}' holds a run with another configuration ({'; '.join(changes[:3])}"
-            f"{'; ...' if len(changes) > 3 else ''}); choose another out=, or overwrite=true"
+            f"{'; ...' if len(changes) > 3 else ''}); choose another out=, or overwrite=true, "
+            "or change this run from here on by resume_with=key=value"
         )
     if not config.resume:
         raise ConfigError(f"'{out}' already holds this run and resume=false; choose another out=, or overwrite=true")
-    return last if last.is_file() else None
+    kept, new = before.resume_with, config.resume_with
+    new = () if kept[len(kept) - len(new) :] == new else new  # a restart of the command that made the change
+    typed = config.model_copy(update={"resume_with": (*kept, *new)})
+    found = newest(out)
+    if found is not None:
+        config = loading.lasting(typed, loading.check(found.state["config"]))
+    config = loading.resumed_with(config, typed.resume_with)
+    check_used(config, [word.partition("=")[0] for word in new])
+    changes = [line for line in loading.differences(before, typed, free=True) if line.split(":")[0] not in UNTOLD]
+    return Standing(typed, config, found, [*changes, *(f"resume_with: {word}" for word in new)])
+
+
+def _changes(before: RunConfig, config: RunConfig) -> list[str]:
+    """What makes another run of it."""
+    cut = cut_differently(before, config)
+    return [line for line in loading.differences(before, config) if line.split(":")[0] not in cut]
+
+
+def newest(out: Path) -> Found | None:
+    """The newest state of a run that can be read; None if it has no checkpoint.
+
+    Raises:
+        CheckpointError: it has checkpoints, and none can be read.
+    """
+    ordered, others = _by_age(out)
+    damaged: dict[Path, str] = {}
+    for path in ordered:
+        if (state := _read(path, damaged)) is not None:
+            return Found(state, path, damaged)
+    newest: Found | None = None
+    for path in others:
+        state = _read(path, damaged)
+        if state is not None and (newest is None or int(state["step"]) > int(newest.state["step"])):
+            newest = Found(state, path, damaged)
+    if newest is None and damaged:
+        raise CheckpointError(
+            f"'{out}': none of its {len(damaged)} checkpoints can be read; choose another out=, or overwrite=true"
+        )
+    return newest
+
+
+def _by_age(out: Path) -> tuple[list[Path], list[Path]]:
+    """Checkpoints of a run: the last ones, newest first, and the others in any order."""
+    folder = out / "checkpoints"
+    last = folder / "last.pt"
+    ordered = [last, *checkpoint.earlier(last)] if last.is_file() else checkpoint.earlier(last)
+    return ordered, [path for path in (*sorted(folder.glob("step-*.pt")), folder / "best.pt") if path.is_file()]
+
+
+def _read(path: Path, damaged: dict[Path, str]) -> dict[str, Any] | None:
+    try:
+        state = checkpoint.load(path)
+        needed(state, RESUMED, str(path))
+        return state
+    except CheckpointError as error:
+        damaged[path] = str(error)
+        return None
+
+
+def tidy(out: Path, found: Found | None, selection: Selection) -> list[str]:
+    """Bring the folder of a run that goes on in order: no half-written or damaged file, the best state in its place.
+
+    Args:
+        out: the folder.
+        found: what the run goes on from.
+        selection: whose best state `best.pt` should hold; where that is lost, the next validation makes another.
+
+    Returns:
+        Lines about what was found.
+    """
+    for folder in (out, out / "checkpoints"):
+        for partial in folder.glob(f".*{PARTIAL}"):
+            partial.unlink()
+    if found is None:
+        return []
+    notes = []
+    for path, why in found.damaged.items():
+        path.replace(path.with_name(path.name + DAMAGED))
+        notes.append(f"{why}; it is '{path.name}{DAMAGED}' now")
+    if found.path.name != "last.pt":
+        notes.append(f"there is no whole last.pt; going on from '{found.path}'")
+        checkpoint.save(found.state, found.path.with_name("last.pt"))
+    return notes + _restore_best(out, found, selection)
+
+
+def _restore_best(out: Path, found: Found, selection: Selection) -> list[str]:
+    best = out / "checkpoints" / "best.pt"
+    if selection.best == -math.inf:
+        return []
+    try:
+        checkpoint.verify(best)
+        return []
+    except CheckpointError as error:
+        why = str(error)
+    if found.state["step"] == selection.step:
+        checkpoint.save(found.state, best)
+        return [f"{why}; written again from '{found.path.name}'"]
+    for path in [path for group in _by_age(out) for path in group if path != best]:
+        state = _read(path, {})
+        if state is not None and state["step"] == selection.step:
+            checkpoint.save(state, best)
+            return [f"{why}; written again from '{path.name}'"]
+    selection.best = -math.inf
+    return [f"{why}; no other file holds that state, so the next validation counts as the best"]
 
 
 def remove(out: Path) -> None:
     """Clear a run's folder, now that everything the new run needs has been read; no other folder is touched."""
     distributed.barrier()
     if distributed.is_main() and (out / "config.yaml").exists():
-        shutil.rmtree(out)
+        # the settings last: killed in between, the folder still counts as a run
+        for entry in sorted(out.iterdir(), key=lambda entry: entry.name == "config.yaml"):
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != lock.NAME:
+                entry.unlink()
     distributed.barrier()
 
 
 def save(state: dict[str, Any], folder: Path, config: RunConfig, *, is_best: bool) -> None:
-    """Keep a state as the last one and, where asked for, under other names."""
-    last = folder / "last.pt"
-    checkpoint.save(state, last)
+    """Keep a state as the last one and, where asked for, under other names.
+
+    The last one comes last: killed before, the run goes on from an earlier state and writes the others again.
+    """
+    if config.save_every and state["epoch"] % config.save_every == 0 and not state["step_in_epoch"]:
+        checkpoint.save(state, folder / f"step-{state['step']:08d}.pt")
     if is_best:
-        checkpoint.link(last, "best.pt")
-    if config.save_every and state["epoch"] % config.save_every == 0:
-        checkpoint.link(last, f"step-{state['step']:08d}.pt")
+        checkpoint.save(state, folder / "best.pt")
+    last = folder / "last.pt"
+    with checkpoint.keeping_earlier(last, config.keep):
+        checkpoint.save(state, last)

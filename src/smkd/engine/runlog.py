@@ -8,8 +8,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from smkd import __version__
 from smkd.config import loading
 from smkd.config.schema import RunConfig
-from smkd.errors import ConfigError
+from smkd.errors import ConfigError, SmkdError
+from smkd.files import explained, written_aside
+from smkd.interop import jsontext
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -61,22 +63,31 @@ class RunLog:
         out: run folder.
         config: resolved configuration.
         device: for env.json.
-        step: where the run starts; records of later steps, left by an interrupted epoch, are dropped.
+        step, epoch: steps and whole epochs that are done where the run starts; records that an interrupted run made
+            after that are dropped.
         active: whether this process writes.
+        changes: settings that are no longer what they were, for history.jsonl.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, step: int, active: bool) -> None:
+    def __init__(
+        self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool,
+        changes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.active = active
         self.progress: Progress | None = None
         if not active:
             return
         self.wandb = _start_wandb(out, config) if config.wandb else None
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(loading.dump(config), encoding="utf-8")
+        _write(out / "config.yaml", loading.dump(config))
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
-        (out / "env.json").write_text(json.dumps(environment(device), indent=2) + "\n", encoding="utf-8")
-        _drop_records_after(out / "metrics.jsonl", step)
+        _write(out / "env.json", json.dumps(environment(device), indent=2) + "\n")
+        if changes:
+            with (out / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "step": step, "changes": list(changes)}) + "\n")
+        if damaged := _drop_records_after(out / "metrics.jsonl", step, epoch):
+            self.say(f"{out / 'metrics.jsonl'}: {damaged} damaged lines were dropped")
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -133,15 +144,27 @@ def _start_wandb(out: Path, config: RunConfig) -> Any:
     return wandb.init(project=config.wandb_project, name=out.name, config=config.model_dump(mode="json"))
 
 
-def _drop_records_after(path: Path, step: int) -> None:
+def _drop_records_after(path: Path, step: int, epoch: int) -> int:
+    """Keep what was recorded up to a step; how many whole lines of the rest were damaged."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with suppress(ValueError):  # a line cut short by a crash
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+        return 0
+    lines = list(jsontext.records(path))
+    kept = [line for line, record in lines if record is not None and _is_before(record, step, epoch)]
+    if len(kept) < len(lines):
+        _write(path, "".join(kept))
+    # a crash cuts the last line short
+    return sum(record is None and line.endswith("\n") for line, record in lines)
+
+
+def _is_before(record: dict[str, Any], step: int, epoch: int) -> bool:
+    # after its last step an epoch may still have to be closed
+    key, last = ("epoch", epoch) if "epoch" in record else ("step", step)
+    return isinstance(record.get(key), int) and record[key] <= last
+
+
+def _write(path: Path, text: str) -> None:
+    with explained(path, SmkdError), written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 class Bar:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from smkd.config.schema import RunConfig
+from smkd.interop import jsontext
 from smkd.interop.header import Score
 
 NO_ACCURACY = ("kind", "step", "time", "epoch", "accuracy")
@@ -40,9 +40,8 @@ def _validations(file: Path, config: RunConfig, step: int) -> Iterator[Score]:
     conditions = f"{protocol.head}, {_queries(protocol.query)}, {protocol.episodes} episodes, " + (
         f"resize {protocol.resize}, crop {protocol.crop}"
     )
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for record in map(_object, lines):
-        if record.get("kind") == "validation" and record.get("step") == step:
+    for _, record in jsontext.records(file) if file.is_file() else ():
+        if record is not None and record.get("kind") == "validation" and record.get("step") == step:
             for name, value in record.items():
                 if name not in NO_ACCURACY and _is_number(value):
                     yield Score(name, float(value), None, config.data.name, protocol.split, conditions)
@@ -69,9 +68,9 @@ def _queries(query: object) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A JSON object; empty for anything else, such as a line cut short by a crash."""
+    """A JSON object; empty for anything else."""
     try:
-        value = json.loads(text)
+        value = jsontext.parsed(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,29 @@ from smkd.config.schema import RunConfig
 from smkd.data.color import ColorParameters, augment, normalize
 from smkd.data.datasets import Images, configured_spec
 from smkd.data.loader import MultiCropDataset
+from smkd.errors import DataError
+from smkd.interop import jsontext
 from smkd.models.vit import VisionTransformer, patch_attention
 
 MASK_SHADE = 0.25
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, Any]]:
-    """Objects of one kind in a run's metrics.jsonl, oldest first."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    """Objects of one kind in a run's metrics.jsonl, oldest first; without a last line that is being written.
+
+    Raises:
+        DataError: there is no such file, or a line of it is damaged; names the line.
+    """
+    path, found = run / "metrics.jsonl", []
+    try:
+        for number, (line, record) in enumerate(jsontext.records(path), start=1):
+            if record is None and line.endswith("\n"):
+                raise DataError(f"'{path}', line {number}: no JSON object; remove the line")
+            if record is not None and record.get("kind") == kind:
+                found.append(record)
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from error
+    return found
 
 
 def loss_curves(runs: Mapping[str, Path]) -> Figure:
