@@ -55,12 +55,14 @@ class Standing:
         config: the settings to go on with: what is counted in epochs as the run began, then `resume_with`.
         found: the state to go on from; none for a new run.
         changes: settings that are no longer what they were.
+        kept: settings that stay what they were, though others are typed.
     """
 
     typed: RunConfig
     config: RunConfig
     found: Found | None
     changes: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
 
 
 def locate(config: RunConfig) -> Path:
@@ -109,12 +111,12 @@ def resumable(config: RunConfig, out: Path) -> Standing:
     new = () if kept[len(kept) - len(new) :] == new else new  # a restart of the command that made the change
     typed = config.model_copy(update={"resume_with": (*kept, *new)})
     found = newest(out)
-    if found is not None:
-        config = loading.lasting(typed, loading.check(found.state["config"]))
-    config = loading.resumed_with(config, typed.resume_with)
+    begun = typed if found is None else loading.lasting(typed, loading.check(found.state["config"]))
+    config = loading.resumed_with(begun, typed.resume_with)
+    stays = loading.differences(loading.resumed_with(typed, typed.resume_with), config)
     check_used(config, [word.partition("=")[0] for word in new])
     changes = [line for line in loading.differences(before, typed, free=True) if line.split(":")[0] not in UNTOLD]
-    return Standing(typed, config, found, [*changes, *(f"resume_with: {word}" for word in new)])
+    return Standing(typed, config, found, [*changes, *(f"resume_with: {word}" for word in new)], stays)
 
 
 def _changes(before: RunConfig, config: RunConfig) -> list[str]:

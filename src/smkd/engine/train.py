@@ -107,6 +107,10 @@ class Run:
         standing = run_folder.resumable(config, out)
         self.typed, self.resumed, self.changes = standing.typed, standing.found, standing.changes
         config = standing.config
+        self.notes = [
+            *(f"changed: {change}" for change in standing.changes),
+            *(f"as this run began: {change}" for change in standing.kept),
+        ]
         check_durations(config)
         self.config, self.evaluator, self.device, self.out = config, evaluator, device, out
         autocast = autocast_type(config.precision, device)
@@ -142,7 +146,6 @@ class Run:
 
     def _take_weights(self) -> None:
         """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
-        self.notes = [f"changed: {change}" for change in self.changes]
         if self.resumed is not None:
             state = self.resumed.state
             self._compare_data(state)
