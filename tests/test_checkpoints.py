@@ -18,7 +18,8 @@ import torch
 from run_files import OUT, STEPS, files, records, run, same
 from smkd import api
 from smkd.engine import checkpoint
-from smkd.errors import CheckpointError, ConfigError
+from smkd.errors import CheckpointError, ConfigError, DataError
+from smkd.viz.figures import read_metrics
 
 
 def damage(path: Path) -> None:
@@ -115,6 +116,50 @@ def test_the_run_goes_on_from_the_state_before(
     mine = records()
     os.chdir(finished)
     assert mine == records()
+
+
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Other content under checksums that fit."""
+    state = torch.load(path)
+    change(state)
+    torch.save(state, path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state["student"]["backbone.norm.weight"].fill_(torch.nan),
+        lambda state: state.pop("optimizer"),
+        lambda state: state.update(guards=[{"row": "x", "pending": []}]),
+        lambda state: state.update(step_in_epoch=1),
+        lambda state: state.update(data={"classes": 3}),
+    ],
+    ids=["not-finite", "missing", "guards", "meters", "data"],
+)
+def test_content_that_cannot_be_right_is_damage_too(
+    cut: dict[str, bytes], change: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rewrite(OUT / "checkpoints" / "last.pt", change)
+    run()
+    assert "it is 'last.pt.damaged' now" in capsys.readouterr().out
+    assert {name: content for name, content in files().items() if not name.endswith(".damaged")} == cut
+
+
+def test_damaged_records_are_named_and_dropped(cut: dict[str, bytes], capsys: pytest.CaptureFixture[str]) -> None:
+    path, before = OUT / "metrics.jsonl", records()
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"kind": "tra')  # being written
+    assert [record["epoch"] for record in read_metrics(OUT, "epoch")] == [1, 2, 3]
+    lines = whole.splitlines(keepends=True)
+    for damaged in (b"\xff\x00\n", b"3\n", b'{"kind": "train"\n'):
+        path.write_bytes(lines[0] + damaged + b"".join(lines[1:]))
+        with pytest.raises(DataError, match=r"metrics\.jsonl', line 2: no JSON object"):
+            read_metrics(OUT, "epoch")
+    run()
+    assert "run/metrics.jsonl: 1 damaged lines were dropped" in capsys.readouterr().out
+    assert records() == before
+    with pytest.raises(DataError, match="cannot read"):
+        read_metrics(Path("nowhere"), "epoch")
 
 
 def test_no_new_start_over_checkpoints_that_cannot_be_read(whole: dict[str, bytes]) -> None:
