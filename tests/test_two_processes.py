@@ -208,3 +208,27 @@ def test_an_epoch_is_measured_over_both_processes(saved: list[Any]) -> None:
         }  # fmt: skip
         assert scores["loss"] == 6.0
         assert scores["skipped_images"] == 7
+
+
+def test_an_epoch_goes_on_with_another_number_of_processes() -> None:
+    class Silent(RunLog):
+        def __init__(self) -> None:
+            pass
+
+    def meter() -> Meter:
+        return Meter(Silent(), config_of({"mim": {"weight": 1.0}}, log_every=9), 0, 9, Guard(9, lambda _: []))
+
+    states = []
+    for rank in range(2):
+        seen = meter()
+        zeros = torch.zeros(4, dtype=torch.long)
+        loss = {"loss": torch.tensor(2.0 + rank)}
+        seen.record(0, StepResult(loss, {"mim": 1 + rank}, zeros + rank, zeros, torch.tensor(False)), 0.1)
+        seen.skipped = 1 + rank
+        states.append(seen.state())
+    alone = meter()
+    alone.resume(states, torch.device("cpu"))
+    found = alone.state()
+    assert (found["empty"], found["skipped"], found["count"]) == ({"mim": 3}, 3, 1)
+    assert found["sums"] == {"loss": torch.tensor(2.5)}
+    assert found["assigned"].tolist() == [0] * 4 + [1] * 4
