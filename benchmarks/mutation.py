@@ -85,7 +85,7 @@ NAMED = (
           ("two_process_run",)),
     Named("device seed without the step", "engine.train", "[seed, step, distributed.rank()]",
           "[seed, distributed.rank()]", ("two_process_run",)),
-    Named("log of one rank", "engine.log", "distributed.mean(total)", "total", ("two_process_run",)),
+    Named("log of one rank", "engine.meter", "distributed.mean(total)", "total", ("two_process_run",)),
     Named("no smoothing of the targets (Platt)", "classify.left_out",
           "(images * F.one_hot(left.truth, way).double() + 1 / way) / (images + 1)",
           "F.one_hot(left.truth, way).double()", ("calibration",)),

@@ -32,7 +32,8 @@ def learner(settings: RunConfig, classes: int = 4) -> Learner:
 
 
 def state_of(made: Learner, **more: Any) -> dict[str, Any]:
-    return {**made.state(), "config": made.config.model_dump(mode="json"), **more}
+    place = {"epoch": 1, "step": 4, "best": 0.0}
+    return {**made.state(), "config": made.config.model_dump(mode="json"), **place, **more}
 
 
 # ---- files
@@ -63,7 +64,7 @@ def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
     monkeypatch.setattr(os, "fsync", fails)
-    kept = "; the checkpoint that was there is kept" if there else ""
+    kept = "; the file that was there is kept" if there else ""
     with pytest.raises(CheckpointError, match=f"^cannot write '{re.escape(str(path))}': Disk quota exceeded{kept}$"):
         checkpoint.save_checkpoint({"epoch": 2}, path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.pt"] * there
@@ -73,7 +74,7 @@ def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
 
 def test_a_file_where_the_folder_belongs_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(CheckpointError, match=r"^cannot write '.*a\.pt': (Not a directory|File exists)$"):
+    with pytest.raises(CheckpointError, match=r"^cannot write '.*file': a file is there where a folder is needed$"):
         checkpoint.save_checkpoint({}, tmp_path / "file" / "a.pt")
 
 
@@ -89,38 +90,6 @@ def test_torchs_error_is_a_full_disk_only_where_the_disk_is_full(
     with pytest.raises(CheckpointError, match=f"{reason}[^\n]*$") as caught:
         checkpoint.save_checkpoint({}, tmp_path / "a.pt")
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("links", [True, False])
-def test_a_second_name_is_the_same_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
-    if not links:
-
-        def cannot(*_: object) -> None:
-            raise OSError(errno.EPERM, "Operation not permitted")
-
-        monkeypatch.setattr(os, "link", cannot)
-    last = tmp_path / "last.pt"
-    checkpoint.save_checkpoint({"epoch": 1}, last)
-    checkpoint.link(last, "best.pt")
-    assert os.path.samefile(last, tmp_path / "best.pt") == links
-    checkpoint.save_checkpoint({"epoch": 2}, last)
-    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 1, "the next checkpoint is another file"
-    (tmp_path / ".best.pt.partial").write_bytes(b"left over")
-    checkpoint.link(last, "best.pt")
-    assert checkpoint.load_checkpoint(tmp_path / "best.pt")["epoch"] == 2
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["best.pt", "last.pt"]
-
-
-def test_a_second_name_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> int:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    checkpoint.save_checkpoint({}, tmp_path / "last.pt")
-    monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(CheckpointError, match=r"^cannot write '.*best\.pt': No space left on device$"):
-        checkpoint.link(tmp_path / "last.pt", "best.pt")
-    assert [entry.name for entry in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_the_best_checkpoint_comes_first(tmp_path: Path) -> None:
@@ -143,7 +112,7 @@ def test_what_is_no_checkpoint_is_one_line(tmp_path: Path) -> None:
         checkpoint.load_checkpoint(path)
     for content in ([1, 2], {"student": {}}, {"format": checkpoint.FORMAT + 1}):
         torch.save(content, path)
-        with pytest.raises(CheckpointError, match=r"a\.pt.*not a checkpoint of smkd"):
+        with pytest.raises(CheckpointError, match=r"a\.pt.*not a (checkpoint of smkd|dictionary of weights)"):
             checkpoint.load_checkpoint(path)
     checkpoint.save_checkpoint({"student": {"w": torch.zeros(1000)}}, path)
     path.write_bytes(path.read_bytes()[:-500])
@@ -224,7 +193,7 @@ def test_an_optimiser_that_does_not_fit_is_one_line() -> None:
     settings = config()
     state = state_of(learner(settings))
     state["optimizer"] = {**state["optimizer"], "param_groups": state["optimizer"]["param_groups"][:1]}
-    with pytest.raises(CheckpointError, match="optimiser state"):
+    with pytest.raises(CheckpointError, match="optimiser's state"):
         restore(learner(settings), state, optimizer=True)
     assert restore(learner(settings), state, optimizer=False) == []
 

@@ -9,6 +9,7 @@ import pytest
 import smkd
 from smkd.config import loading
 from smkd.config.checks import durations
+from smkd.engine import checkpoint
 from smkd.engine.optim import rates_at
 from smkd.errors import ConfigError
 
@@ -102,3 +103,23 @@ def test_a_configuration_made_in_python_is_checked_too(tmp_path: Path) -> None:
 def test_temperatures_of_terms_that_are_off_do_not_matter() -> None:
     config = loading.resolve("debug-pretrain", ["objective.mim.weight=0"])
     assert "objective.patch_temperature.warmup_epochs" not in {duration.key for duration in durations(config)}
+
+
+def test_a_run_keeps_its_warm_ups_with_other_epochs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = (*NOTHING, f"out={tmp_path / 'run'}", "batch_size=64")
+    recipe = "debug-pretrain"
+    key = "optim.warmup_epochs"
+    assert values(*words, "epochs=1", recipe=recipe)[key] == 0 < values(*words, "epochs=2", recipe=recipe)[key]
+    smkd.pretrain(loading.resolve(recipe, [*words, "epochs=1"]))
+    for _ in range(2):  # a restart of the changed command as well
+        run = smkd.pretrain(loading.resolve(recipe, [*words, "epochs=2"]))
+    assert f"{key}: 1 -> 0" in capsys.readouterr().out
+    state = checkpoint.load_checkpoint(run / "checkpoints" / "last.pt")
+    assert state["epoch"] == 2
+    assert state["config"]["optim"]["warmup_epochs"] == 0
+    with pytest.raises(ConfigError, match=r"another configuration \(optim\.warmup_epochs: 1 -> 2\)"):
+        smkd.pretrain(loading.resolve(recipe, [*words, "epochs=2", f"{key}=2"]))
+    with pytest.raises(ConfigError, match=r"optim\.warmup_epochs=7 does not fit into a run of epochs=2"):
+        smkd.pretrain(loading.resolve(recipe, [*words, "epochs=2", f"resume_with={key}=7"]))
+    with pytest.raises(ConfigError, match=r"objective\.patch\.weighting has no effect"):
+        smkd.pretrain(loading.resolve(recipe, [*words, "epochs=2", "resume_with=objective.patch.weighting=mean"]))

@@ -13,7 +13,7 @@ import smkd
 from smkd import api
 from smkd.config import loading
 from smkd.engine import checkpoint
-from smkd.errors import CheckpointError, ConfigError, DataError, SmkdError
+from smkd.errors import CheckpointError, ConfigError, DataError
 
 QUICK = ("data.limit_per_class=6", "validation.every=0", "batch_size=32")
 
@@ -157,16 +157,6 @@ def test_terms_without_pairs_are_counted_not_nan(tmp_path: Path) -> None:
     assert all(torch.isfinite(value).all() for value in weights(out).values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = run(tmp_path / "a", "epochs=1")
-    monkeypatch.setattr("smkd.objectives.patch_entropy.matched_entropy", lambda e, *_: e.sum() * float("nan"))
-    with pytest.raises(SmkdError, match=r"no longer finite \(loss, mim\) near step 1"):
-        run(tmp_path / "b", "epochs=2", "log_every=1", f"init={out}")
-    assert not (tmp_path / "b" / "checkpoints").exists()
-
-
 def test_no_space_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "checkpoints" / "last.pt"
     checkpoint.save_checkpoint({"epoch": 1}, path)
@@ -175,7 +165,7 @@ def test_no_space_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pyt
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(CheckpointError, match=r"No space left on device; the checkpoint that was there is kept"):
+    with pytest.raises(CheckpointError, match=r"No space left on device; the file that was there is kept"):
         checkpoint.save_checkpoint({"epoch": 2}, path)
     assert checkpoint.load_checkpoint(path)["epoch"] == 1
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]

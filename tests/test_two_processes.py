@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import socket
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +12,12 @@ import torch
 import torch.multiprocessing as mp
 
 from smkd import distributed
-from smkd.engine.log import Meter, RunLog
-from smkd.engine.step import StepResult
+from smkd.data.loader import Views
+from smkd.engine.guard import Guard
+from smkd.engine.log import RunLog
+from smkd.engine.meter import Meter
+from smkd.engine.optim import rates_at
+from smkd.engine.step import Learner, StepResult
 from whole_steps import ACROSS, IMAGES, SUBSETS, WITHIN, Outcome, assert_same, config_of, learned, one_step, only
 
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -54,6 +57,21 @@ def cases() -> dict[Case, tuple[Any, tuple[int, ...]]]:
     return found
 
 
+def broken_step(rank: int) -> dict[str, Any]:
+    """A step in which the second process alone has a pixel that is not a number."""
+    config = config_of({**OBJECTIVES["phase2"], "pairs": "local"})
+    learner = Learner.create(config, 4, torch.device("cpu"), None)
+    pixels = torch.randn(2, IMAGES // 2, 3, 16, 16)
+    pixels[0, 0, 0, 0, 0] = torch.nan if rank == 1 else 0
+    views = Views(pixels, torch.randn(2, IMAGES // 2, 3, 8, 8), torch.rand(2, IMAGES // 2, 2, 2) < 0.4,
+                  torch.tensor([0, 1, 1, 0]))  # fmt: skip
+    parts = (learner.pair, learner.objective)
+    before = [value.clone() for part in parts for value in part.state_dict().values()]
+    result = learner.step([views], rates_at(config, 0, 10))
+    after = [value for part in parts for value in part.state_dict().values()]
+    return {"skipped": bool(result.skipped), "kept": all(map(torch.equal, before, after))}
+
+
 def work(rank: int, port: int, folder: str) -> None:
     """One of the two processes: all steps, and an epoch of the meter, written to a file."""
     torch.set_num_threads(1)
@@ -66,14 +84,13 @@ def work(rank: int, port: int, folder: str) -> None:
             case: one_step(config.model_copy(update=of_two), labels, rank=rank, world=2)
             for case, (config, labels) in cases().items()
         }
-        torch.save(
-            ({key: tuple(result) for key, result in results.items()}, measured(rank, folder)), f"{folder}/{rank}.pt"
-        )
+        torch.save(({key: tuple(result) for key, result in results.items()}, measured(rank)), f"{folder}/{rank}.pt")
+        torch.save(broken_step(rank), f"{folder}/broken-{rank}.pt")
     finally:
         distributed.shutdown()
 
 
-def measured(rank: int, folder: str) -> tuple[list[dict[str, Any]], dict[str, float]]:
+def measured(rank: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
     """Log lines and closing numbers of an epoch in which the two processes saw different things."""
     lines: list[dict[str, Any]] = []
 
@@ -87,14 +104,15 @@ def measured(rank: int, folder: str) -> tuple[list[dict[str, Any]], dict[str, fl
         def say(self, line: str) -> None:
             pass
 
-    meter = Meter(Lines(), config_of({"mim": {"weight": 1.0}}, log_every=2), 0, 2, Path(folder))
+    meter = Meter(Lines(), config_of({"mim": {"weight": 1.0}}, log_every=2), 0, 2, Guard(9, lambda _: []))
     for number, empty in enumerate(({"mim": 1}, {"cls": 2}) if rank else ({}, {"cls": 1})):
         losses = {
             name: torch.tensor(value + rank + number) for name, value in (("loss", 5.0), ("cls", 3.0), ("mim", 2.0))
         }
-        meter.record(number, StepResult(losses, empty, torch.zeros(4, dtype=torch.long), torch.zeros(4).long()), 0.1)
+        zeros = torch.zeros(4, dtype=torch.long)
+        meter.record(number, StepResult(losses, empty, zeros, zeros, torch.tensor(False)), 0.1)
     meter.skipped = 3 + rank
-    return lines, meter.close(1.0)
+    return lines, meter.close()
 
 
 @functools.cache
@@ -114,6 +132,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     """What both processes wrote, started once for all settings."""
     folder = tmp_path_factory.mktemp("two")
     mp.spawn(work, (free_port(), str(folder)), nprocs=2)
+    for rank in range(2):
+        assert torch.load(folder / f"broken-{rank}.pt") == {"skipped": True, "kept": True}
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -188,3 +208,27 @@ def test_an_epoch_is_measured_over_both_processes(saved: list[Any]) -> None:
         }  # fmt: skip
         assert scores["loss"] == 6.0
         assert scores["skipped_images"] == 7
+
+
+def test_an_epoch_goes_on_with_another_number_of_processes() -> None:
+    class Silent(RunLog):
+        def __init__(self) -> None:
+            pass
+
+    def meter() -> Meter:
+        return Meter(Silent(), config_of({"mim": {"weight": 1.0}}, log_every=9), 0, 9, Guard(9, lambda _: []))
+
+    states = []
+    for rank in range(2):
+        seen = meter()
+        zeros = torch.zeros(4, dtype=torch.long)
+        loss = {"loss": torch.tensor(2.0 + rank)}
+        seen.record(0, StepResult(loss, {"mim": 1 + rank}, zeros + rank, zeros, torch.tensor(False)), 0.1)
+        seen.skipped = 1 + rank
+        states.append(seen.state())
+    alone = meter()
+    alone.resume(states, torch.device("cpu"))
+    found = alone.state()
+    assert (found["empty"], found["skipped"], found["count"]) == ({"mim": 3}, 3, 1)
+    assert found["sums"] == {"loss": torch.tensor(2.5)}
+    assert found["assigned"].tolist() == [0] * 4 + [1] * 4

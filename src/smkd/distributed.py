@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from smkd.errors import ConfigError
+
+T = TypeVar("T")
 
 
 class Place(NamedTuple):
@@ -76,7 +78,8 @@ def initialise(device: torch.device) -> None:
     if place() is None or dist.is_initialized():
         return
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # what lies on the CPU stays there: the device is not waited for
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).split("\n")[0]
@@ -140,11 +143,18 @@ def gather(x: Tensor, dim: int) -> Tensor:
     if world_size() == 1:
         return x
     sent = x.detach().contiguous()
-    if dist.get_backend() == "nccl":
-        sent = sent.cuda()
     parts = [torch.empty_like(sent) for _ in range(world_size())]
     dist.all_gather(parts, sent)
-    return torch.cat(parts, dim=dim).to(x.device)
+    return torch.cat(parts, dim=dim)
+
+
+def gather_object(value: T) -> list[T]:
+    """A value from each process, in rank order."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def mean(x: Tensor) -> Tensor:
@@ -156,13 +166,31 @@ def mean(x: Tensor) -> Tensor:
     return total / world_size()
 
 
-def sum_int(value: int, device: torch.device) -> int:
-    """Sum of a number over processes."""
+def sum_int(value: int) -> int:
+    """Sum of a number over processes; the device is not waited for."""
     if world_size() == 1:
         return value
-    total = torch.tensor(value, device=device)
+    total = torch.tensor(value)
     dist.all_reduce(total)
     return int(total)
+
+
+def largest(value: int) -> int:
+    """Largest of a number over processes; the device is not waited for."""
+    if world_size() == 1:
+        return value
+    found = torch.tensor(value)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def anywhere(flag: Tensor) -> Tensor:
+    """Whether a flag (bool, on the device) is set in any process; the device is not waited for."""
+    if world_size() == 1:
+        return flag
+    found = flag.float()
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return found > 0
 
 
 def barrier() -> None:

@@ -47,6 +47,26 @@ def end_with_parent(_: int = 0) -> None:
     threading.Thread(target=follow, daemon=True).start()
 
 
+def heed_only_parent() -> None:
+    """Leave signals to all processes of a job to the one that started this one: it needs batches for its step.
+
+    Its own SIGTERM ends this process. For the start of a worker, before it has other threads.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def follow() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
 def end_where_unguarded() -> None:
     """End this process if it is importing a script without a main guard, which would start processes without end.
 

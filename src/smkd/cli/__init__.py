@@ -58,7 +58,7 @@ def common(
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line on standard error and exit code 2."""
+    """Entry point: a user's mistake is one line on standard error and exit code 2 (75 and above: a run was stopped)."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # what a terminal or file cannot encode is escaped
@@ -90,10 +90,11 @@ def _main() -> None:
     # accepted anywhere on the line
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
     warnings.showwarning = _show_warning
+    code = SmkdError.exit_code
     try:
         app()
     except SmkdError as error:
-        message = str(error)
+        message, code = str(error), error.exit_code
         if debug:
             raise
     except OSError as error:  # a full disk, a folder that may not be written
@@ -104,7 +105,7 @@ def _main() -> None:
         return
     if not os.environ.get("RANK") or _fails_first():
         typer.echo(f"smkd: {message}", err=True)
-    raise SystemExit(2)
+    raise SystemExit(code)
 
 
 def _show_warning(

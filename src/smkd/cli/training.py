@@ -14,6 +14,7 @@ from smkd.cli.output import DEMO, JSON, RUN, write_json
 from smkd.cli.verb import is_first_rank, verb
 from smkd.errors import ConfigError
 
+STOPPED = "stopped at once; the same command goes on from the last checkpoint"
 recipes_app = typer.Typer(help="List the recipes, or show one.")
 
 Recipe = Annotated[str, typer.Argument(metavar="RECIPE", help="Name (see `smkd recipes`) or YAML file.")]
@@ -23,19 +24,19 @@ Overrides = Annotated[
 ]
 
 
-@verb("stopped; the same command goes on after the last finished epoch")
+@verb(STOPPED)
 def pretrain(recipe: Recipe, settings: Overrides = None) -> None:
     """Phase 1: self-supervised training (iBOT). The same command resumes an interrupted run."""
     _train(recipe, settings, "pretrain")
 
 
-@verb("stopped; the same command goes on after the last finished epoch")
+@verb(STOPPED)
 def distill(recipe: Recipe, settings: Overrides = None) -> None:
     """Phase 2: supervised masked knowledge distillation, from init=RUN. The same command resumes."""
     _train(recipe, settings, "distill")
 
 
-@verb("stopped; the same command goes on after the last finished epoch")
+@verb(STOPPED)
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder for the runs, results.json and report.html."), DEMO],
     seed: Annotated[int, typer.Option(help="Seed of both phases.")] = 0,
@@ -84,7 +85,7 @@ if TYPE_CHECKING:
     from smkd.adaptation import Adapted
 
 
-@verb("stopped; the same command goes on after the last finished epoch")
+@verb(STOPPED)
 def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, such as a folder of class folders.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder."), RUN],

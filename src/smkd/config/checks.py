@@ -61,6 +61,17 @@ def shortened(config: RunConfig, typed: Set[str]) -> dict[str, tuple[int, int]]:
     return {key: (epochs, short) for key, epochs, _, short in durations(config) if epochs > short and key not in typed}
 
 
+def cut_differently(before: RunConfig, config: RunConfig) -> set[str]:
+    """Durations of one recipe in which two configurations differ because of the `epochs` that they were cut to."""
+    if before.epochs == config.epochs:
+        return set()
+    old, new = ({each.key: each for each in durations(of)} for of in (before, config))
+    return {
+        key for key in old.keys() & new.keys()
+        if old[key].epochs != new[key].epochs and any(each.epochs == each.short for each in (old[key], new[key]))
+    }  # fmt: skip
+
+
 def check_durations(config: RunConfig) -> None:
     """Raise `ConfigError` naming the first duration that does not fit into the run."""
     for key, epochs, most, _ in durations(config):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,20 @@ def parsed(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+
+
+def json_records(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Each line of a file of objects, one a line, and its object; None where a line is none.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        try:
+            value = parsed(line)
+        except ValueError:
+            value = None
+        yield line, value if isinstance(value, dict) else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

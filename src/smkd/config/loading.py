@@ -15,16 +15,22 @@ from pydantic import BaseModel, ValidationError
 
 from smkd import extensions
 from smkd.config import foreign_text
-from smkd.config.checks import check_used, shortened
+from smkd.config.checks import check_used, durations, shortened
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
 from smkd.files import expanded, nearest
 
-# What may differ when a run is resumed: but for rounding, none of it changes what the run computes.
-MACHINE_KEYS = frozenset((
-    "out", "resume", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache", "data.cache_dir",
-    "compile", "recompute",
+# What may differ when a run is resumed: places, and how or how long it computes, not what.
+FREE_KEYS = frozenset((
+    "out", "resume", "resume_with", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache",
+    "data.cache_dir", "compile", "recompute", "keep", "save_minutes", "max_hours", "save_every", "epochs", "validation",
+    "data.root", "data.on_error", "data.changed", "devices", "num_nodes", "accumulate", "precision", "guard",
+))  # fmt: skip
+# What `resume_with` cannot change: networks, data and what steps are counted in.
+FIXED_KEYS = frozenset((
+    "recipe", "phase", "init", "init_optimizer", "seed", "batch_size", "data", "model", "out", "resume", "resume_with",
+    "overwrite",
 ))  # fmt: skip
 PLACES = frozenset(("data.root", "data.split_file", "init"))
 """Paths: the same place by another path is the same."""
@@ -118,8 +124,7 @@ def resolve(
     """
     values, given = _load(recipe, ())
     overrides = list(overrides)
-    for word in overrides:
-        values = _merged(values, _read_word(word))
+    values = _with_words(values, overrides)
     words = set().union(*(_flat(_read_word(word)) for word in (overrides if typed is None else typed)))
     values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     config = check(values)
@@ -128,6 +133,36 @@ def resolve(
         raise ConfigError(f"recipe '{recipe}' is for `smkd {config.phase}`, not for `smkd {phase}`")
     check_used(config, sorted(words))
     return _in_time(config, given | words)
+
+
+def resumed_with(config: RunConfig, words: Iterable[str]) -> RunConfig:
+    """The configuration as the words of `resume_with` change it, one after the other.
+
+    Raises:
+        ConfigError: a word is no setting, or one that a run cannot change.
+    """
+    words = list(words)
+    for word in words:
+        key = word.partition("=")[0]
+        if not FIXED_KEYS.isdisjoint((key, key.split(".")[0])):
+            raise ConfigError(
+                f"resume_with={word}: a run cannot change its {key.split('.')[0]}; start another with out="
+            )
+    return check(_with_words(config.model_dump(mode="json"), words))
+
+
+def lasting(config: RunConfig, run: RunConfig) -> RunConfig:
+    """The configuration with those settings of the run that it goes on with that are counted in epochs."""
+    values = config.model_dump(mode="json")
+    for each in durations(run):
+        values = _merged(values, _nested(each.key.split("."), each.epochs))
+    return check(values)
+
+
+def _with_words(values: dict[str, Any], words: Iterable[str]) -> dict[str, Any]:
+    for word in words:
+        values = _merged(values, _read_word(word))
+    return values
 
 
 def _read_word(word: str) -> dict[str, Any]:
@@ -210,13 +245,13 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(told if str(path) in told else f"'{path}': {told}") from error
 
 
-def differences(old: RunConfig, new: RunConfig) -> list[str]:
-    """Keys, as `key: old -> new`, in which two runs would compute different things."""
+def differences(old: RunConfig, new: RunConfig, *, free: bool = False) -> list[str]:
+    """Keys, as `key: old -> new`, in which two runs would compute different things; or, if `free`, other ones."""
     before, after = _flat(old.model_dump(mode="json")), _flat(new.model_dump(mode="json"))
     return [
         f"{key}: {before.get(key)} -> {after.get(key)}"
         for key in sorted(before.keys() | after.keys())
-        if not _same(key, before.get(key), after.get(key)) and MACHINE_KEYS.isdisjoint((key, key.split(".")[0]))
+        if not _same(key, before.get(key), after.get(key)) and FREE_KEYS.isdisjoint((key, key.split(".")[0])) != free
     ]
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from smkd.config.schema import (
     AugmentConfig,
@@ -14,6 +14,7 @@ from smkd.config.schema import (
     DataConfig,
     FeaturesConfig,
     GlobalViewConfig,
+    GuardConfig,
     HeadConfig,
     LocalViewConfig,
     MaskConfig,
@@ -39,6 +40,7 @@ __all__ = [
     "DataConfig",
     "FeaturesConfig",
     "GlobalViewConfig",
+    "GuardConfig",
     "HeadConfig",
     "LocalViewConfig",
     "MaskConfig",
@@ -76,8 +78,10 @@ class RunConfig(Section):
     """Also take over the optimiser's state from `init` (the reference does)."""
     resume: bool = True
     """Go on where the run in `out` stopped; false makes an existing run an error."""
+    resume_with: tuple[str, ...] = ()
+    """Words such as `optim.lr=1e-4 precision=fp32` that change a run from where it resumes; the run keeps them."""
     overwrite: bool = False
-    """Replace an existing run in `out`."""
+    """Replace an existing run in `out`; a restart of the same command goes on with what it began."""
     seed: Count = 0
 
     epochs: Positive
@@ -102,6 +106,12 @@ class RunConfig(Section):
     """Steps between two lines of metrics.jsonl."""
     save_every: Count = 10
     """Epochs between checkpoints that are kept by number; 0 keeps last and best only."""
+    save_minutes: Annotated[float, Field(gt=0)] = 15
+    """Minutes after which a checkpoint is written within an epoch, too."""
+    max_hours: Annotated[float, Field(gt=0)] | None = None
+    """Hours after which the run saves and stops with exit code 75; the same command goes on."""
+    keep: Positive = 2
+    """Newest states that are kept: last.pt, and before it last-1.pt, ..."""
     wandb: bool = False
     wandb_project: str = "smkd"
 
@@ -114,15 +124,18 @@ class RunConfig(Section):
     mask: MaskConfig = MaskConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     optim: OptimConfig = OptimConfig()
+    guard: GuardConfig = GuardConfig()
     validation: ValidationConfig = ValidationConfig()
     features: FeaturesConfig = FeaturesConfig()
     evaluation: ProtocolConfig = ProtocolConfig()
 
     @model_validator(mode="before")
     @classmethod
-    def _data_shorthand(cls, values: Any) -> Any:
+    def _shorthands(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("data"), str | Path):
             values = {**values, "data": {"root": values["data"]}}
+        if isinstance(values, dict) and isinstance(values.get("resume_with"), str):
+            values = {**values, "resume_with": values["resume_with"].split()}
         return values
 
     @model_validator(mode="after")

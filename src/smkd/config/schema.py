@@ -54,6 +54,8 @@ class DataConfig(Section):
     std: tuple[Fraction, Fraction, Fraction] | None = None
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
+    changed: Literal["refuse", "accept"] = "refuse"
+    """What a run does that resumes with other training images than it began with: refuse, or go on with them."""
     limit_per_class: Positive | None = None
     """Train on at most this many images of each class (for quick trials)."""
     cache: Literal["none", "memory", "mmap"] = "none"
@@ -280,6 +282,13 @@ class OptimConfig(Section):
     freeze_last_layer_epochs: Count = 1
     teacher_momentum: Fraction = 0.996
     teacher_momentum_end: Fraction = 1.0
+
+
+class GuardConfig(Section):
+    """What a loss or gradient that is not finite does: its step is skipped and counted."""
+
+    max_skips: Positive = 10
+    """So many skipped steps in a row stop the run."""
 
 
 class FeaturesConfig(Section):

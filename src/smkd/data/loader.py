@@ -22,7 +22,7 @@ from smkd.data.sampler import EpochSampler, Pick
 from smkd.device import to_device
 from smkd.errors import DataError
 from smkd.files import cores
-from smkd.processes import allowed, end_with_parent
+from smkd.processes import allowed, end_with_parent, heed_only_parent
 
 T = TypeVar("T")
 
@@ -193,6 +193,7 @@ def make_loader(
 
 
 def _begin_worker(_: int) -> None:
+    heed_only_parent()
     end_with_parent()
     _return_large_arrays()
 

@@ -64,7 +64,7 @@ class EpochSampler(Sampler[list[Pick]]):
             )
         self.labels, self.batch_size, self.seed, self.balanced = labels, batch_size, seed, balanced
         self.accumulate, self.rank, self.world = accumulate, rank, world
-        self.epoch = 0
+        self.epoch = self.start = 0
 
     @property
     def steps(self) -> int:
@@ -72,18 +72,18 @@ class EpochSampler(Sampler[list[Pick]]):
         return len(self.labels) // self.batch_size
 
     def __len__(self) -> int:
-        return self.steps * self.accumulate
+        return (self.steps - self.start) * self.accumulate
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration runs through."""
-        self.epoch = epoch
+    def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """Choose the epoch that the next iteration runs through, and the step within it at which that begins."""
+        self.epoch, self.start = epoch, start
 
     def __iter__(self) -> Iterator[list[Pick]]:
         rng = generator(self.seed, self.epoch, 0, ORDER)
         order = rng.permutation(len(self.labels)) if self.balanced is None else self._balanced_order(rng)
         picks = [Pick(self.epoch, *pick) for pick in zip(order.tolist(), _occurrences(order).tolist(), strict=True)]
         share = self.batch_size // (self.world * self.accumulate)
-        for step in range(self.steps):
+        for step in range(self.start, self.steps):
             for turn in range(self.accumulate):
                 start = step * self.batch_size + (turn * self.world + self.rank) * share
                 yield picks[start : start + share]

@@ -52,6 +52,35 @@ class _Scaler(_Plain):
     growth_tracker: Annotated[Count, Field(alias="_growth_tracker")]
 
 
+class _Skips(_Plain):
+    """What `smkd.engine.guard` keeps of one process: step, whether it was skipped, and losses."""
+
+    row: Count
+    pending: list[tuple[Count, Tensor, Weights]]
+
+
+class _Means(_Plain):
+    """What `smkd.engine.meter` has seen of an epoch in one process."""
+
+    sums: Weights
+    empty: dict[str, Count]
+    count: Count
+    assigned: Tensor
+    labels: Tensor
+    epoch_loss: list[float]
+    skipped: Count
+    skipped_steps: Count
+    seconds: float
+    seconds_of_line: float
+
+
+class _Data(_Plain):
+    """What `smkd.data.inspect` says of the training images."""
+
+    classes: dict[str, Count]
+    digest: str
+
+
 class _Document(_Plain):
     """The parts of a checkpoint; which of them must be there, `needed` says."""
 
@@ -63,8 +92,13 @@ class _Document(_Plain):
     config: dict[str, Any] | None = None
     epoch: Count | None = None
     step: Count | None = None
+    step_in_epoch: Count = 0
+    meters: list[_Means] = []
+    guards: list[_Skips] = []
     best: float | None = None
+    best_step: int = -1
     stale: Count = 0
+    data: _Data | None = None
     classes: list[str] = []
     version: str = ""
     imported: list[str] = []
@@ -95,6 +129,8 @@ def checked(document: Mapping[str, Any], where: str) -> dict[str, Any]:
     parts = _of(_Document, document, where, "")
     if parts.best is not None and math.isnan(parts.best):
         raise CheckpointError(f"'{where}': best is NaN")
+    if parts.step_in_epoch and not parts.meters:
+        raise CheckpointError(f"'{where}': meters are missing; the checkpoint is damaged")
     config = None if parts.config is None else _configured(parts.config, where)
     named = {"student": parts.student, "teacher": parts.teacher, "objective": parts.objective}
     for part, weights in named.items():
@@ -115,8 +151,8 @@ def checked(document: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 def checked_optimizer(
     document: Mapping[str, Any], groups: list[list[nn.Parameter]], where: str, *, scaled: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The optimiser's and the loss scaler's state of a checkpoint that passed `checked`.
+) -> tuple[dict[int, Any], dict[str, Any]]:
+    """The optimiser's state by parameter, and the loss scaler's, of a checkpoint that passed `checked`.
 
     Args:
         document: the checkpoint.
@@ -149,7 +185,7 @@ def checked_optimizer(
             raise CheckpointError(f"'{where}': optimizer.state.{place}.step is {step}")
     if scaled and document["scaler"]:
         _of(_Scaler, document["scaler"], where, "scaler")
-    return {"state": document["optimizer"]["state"]}, document["scaler"]
+    return document["optimizer"]["state"], document["scaler"]
 
 
 def _configured(values: dict[str, Any], where: str) -> RunConfig:

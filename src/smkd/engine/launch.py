@@ -1,7 +1,13 @@
-"""Start a run on one device in this process, or on several devices in a process each."""
+"""Start a run on one device in this process, or on several devices in a process each.
+
+The first SIGTERM, SIGUSR1 or Ctrl-C is passed on to these processes, which finish their step, save and end; that may
+take as long as a step does, so it is waited for. A second one ends them at once, as does a first one before the first
+step. Once one of them has ended, the others get `PATIENCE` seconds to end as well.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -21,8 +27,9 @@ from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.device import pick_device
 from smkd.engine import run_folder
+from smkd.engine.stopping import Listener
 from smkd.engine.train import Evaluator, train
-from smkd.errors import ConfigError, SmkdError
+from smkd.errors import ConfigError, SmkdError, Stopped
 from smkd.processes import (
     GUARD,
     allowed,
@@ -34,8 +41,10 @@ from smkd.processes import (
 )
 
 HOST = "127.0.0.1"
+SAID = "error"
+"""File of the first process that failed: its exit code, and its message from the second line on."""
 PATIENCE = 4.0
-"""Seconds that a process has to end before it is killed."""
+"""Seconds that a process has to end once another has, or once it is told to, before it is killed."""
 
 
 def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
@@ -46,6 +55,7 @@ def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
 
     Raises:
         ConfigError: several nodes without torchrun, more GPUs than there are, or a folder that holds other things.
+        Stopped: a signal or the time ended it between two steps.
         SmkdError: what one of the processes reported, or how it ended.
     """
     end_where_unguarded()
@@ -87,15 +97,29 @@ def _train(config: RunConfig, evaluator: Evaluator | None) -> Path:
     try:
         with deaths_named():
             return train(config, evaluator)
-    except SmkdError:
+    except SmkdError as error:
         if not distributed.fails_first():
-            sys.exit(2)
+            sys.exit(error.exit_code)
         raise
     except RuntimeError:
         # the others lose the one that failed
         if not distributed.fails_first():
-            sys.exit(2)
+            sys.exit(SmkdError.exit_code)
         raise
+
+
+class _PassedOn(Listener):
+    """Passes the first signal on to the workers."""
+
+    def __init__(self, workers: Sequence[SpawnProcess]) -> None:
+        super().__init__()
+        self.workers = workers
+
+    def heard(self, number: int) -> None:
+        for worker in self.workers:
+            if worker.pid is not None and worker.exitcode is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker.pid, number)
 
 
 def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
@@ -108,15 +132,21 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
             for rank in range(config.devices)
         ]
         ended: list[int | None] = []
+        signals = _PassedOn(workers)
         try:
             _begin_tracker()
             with interrupts_later():
                 for worker in workers:
                     worker.start()
-            while not any(ended) and None in (ended := [worker.exitcode for worker in workers]):
-                wait([worker.sentinel for worker in workers if worker.exitcode is None])
+            with signals:
+                while not any(ended) and None in (ended := [worker.exitcode for worker in workers]):
+                    wait([worker.sentinel for worker in workers if worker.exitcode is None])
+                if any(code is not None and code > SmkdError.exit_code for code in ended):
+                    _join(workers)  # they stop together
         finally:
             _stop(workers)
+        if signals.received and any(ended) and not (folder / SAID).exists():
+            signal.raise_signal(signals.received)  # it ended them before their first step
         _report(ended, folder)
 
 
@@ -134,11 +164,16 @@ def _stop(workers: Sequence[SpawnProcess]) -> None:
     started = [worker for worker in workers if worker.pid is not None]
     for worker in started:
         worker.terminate()
-    until = time.monotonic() + PATIENCE
+    _join(started)
     for worker in started:
-        worker.join(max(0.0, until - time.monotonic()))
         worker.kill()
         worker.join()
+
+
+def _join(workers: Sequence[SpawnProcess]) -> None:
+    until = time.monotonic() + PATIENCE
+    for worker in workers:
+        worker.join(max(0.0, until - time.monotonic()))
 
 
 def _report(ended: Sequence[int | None], folder: Path) -> None:
@@ -146,9 +181,9 @@ def _report(ended: Sequence[int | None], folder: Path) -> None:
     failed = {rank: code for rank, code in enumerate(ended) if code}
     if not failed:
         return
-    said = folder / "error"
-    if said.exists():
-        raise SmkdError(said.read_text(encoding="utf-8"))
+    if (folder / SAID).exists():
+        number, _, said = (folder / SAID).read_text(encoding="utf-8").partition("\n")
+        raise SmkdError(said) if int(number) == SmkdError.exit_code else Stopped(said, int(number))
     for rank, code in failed.items():
         if code < 0:
             name = signal.Signals(-code).name
@@ -175,8 +210,9 @@ def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: 
     try:
         _train(config, evaluator)
     except SmkdError as error:
-        (folder / "error").write_text(str(error), encoding="utf-8", errors="backslashreplace")
-        sys.exit(2)
+        said = f"{error.exit_code}\n{error}"
+        (folder / SAID).write_text(said, encoding="utf-8", errors="backslashreplace")
+        sys.exit(error.exit_code)
     except Exception:
         (folder / f"{rank}.trace").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         sys.exit(1)

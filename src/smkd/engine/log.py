@@ -1,56 +1,28 @@
-"""The log of a run: settings, environment, running means, metrics, lines on the console."""
+"""The log of a run: settings, environment, metrics, lines on the console."""
 
 from __future__ import annotations
 
 import json
-import math
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from smkd import __version__, distributed
-from smkd.config import loading
+from smkd import __version__
+from smkd.config import foreign_text, loading
 from smkd.config.run_config import RunConfig
-from smkd.engine.step import StepResult
 from smkd.errors import ConfigError, SmkdError
-
-Labels = NDArray[np.int64]
-
-
-def cluster_agreement(assigned: Labels, labels: Labels) -> dict[str, float]:
-    """Agreement of a clustering with the classes.
-
-    Args:
-        assigned: prototype with the largest teacher logit, per image.
-        labels: class per image.
-
-    Returns:
-        nmi: normalised mutual information, 0 to 1; ari: adjusted Rand index, at most 1; fmi: Fowlkes-Mallows
-        index, 0 to 1; prototypes: how many different ones were assigned.
-    """
-    from sklearn import metrics
-
-    return {
-        "nmi": float(metrics.normalized_mutual_info_score(labels, assigned)),
-        "ari": float(metrics.adjusted_rand_score(labels, assigned)),
-        "fmi": float(metrics.fowlkes_mallows_score(labels, assigned)),
-        "prototypes": len(np.unique(assigned)),
-    }
-
+from smkd.files import explained, written_aside
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -90,22 +62,31 @@ class RunLog:
         out: run folder.
         config: resolved configuration.
         device: for env.json.
-        step: step at which the run starts; records of later steps, left by an interrupted epoch, are dropped.
+        step, epoch: steps and whole epochs that are done where the run starts; records that an interrupted run made
+            after that are dropped.
         active: whether this process writes.
+        changes: settings that are no longer what they were, for history.jsonl.
     """
 
-    def __init__(self, out: Path, config: RunConfig, device: torch.device, *, step: int, active: bool) -> None:
+    def __init__(
+        self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool,
+        changes: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self.active = active
         self.progress: Progress | None = None
         if not active:
             return
         self.wandb = _start_wandb(out, config) if config.wandb else None
         out.mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(loading.dump(config), encoding="utf-8")
+        _write(out / "config.yaml", loading.dump(config))
         with (out / "command.txt").open("a", encoding="utf-8") as file:
             file.write(shlex.join(sys.argv) + "\n")
-        (out / "env.json").write_text(json.dumps(environment(device), indent=2) + "\n", encoding="utf-8")
-        _drop_records_after(out / "metrics.jsonl", step)
+        _write(out / "env.json", json.dumps(environment(device), indent=2) + "\n")
+        if changes:
+            with (out / "history.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": round(time.time(), 3), "step": step, "changes": list(changes)}) + "\n")
+        if damaged := _drop_records_after(out / "metrics.jsonl", step, epoch):
+            self.say(f"{out / 'metrics.jsonl'}: {damaged} damaged lines were dropped")
         self.metrics = (out / "metrics.jsonl").open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
@@ -162,15 +143,27 @@ def _start_wandb(out: Path, config: RunConfig) -> Any:
     return wandb.init(project=config.wandb_project, name=out.name, config=config.model_dump(mode="json"))
 
 
-def _drop_records_after(path: Path, step: int) -> None:
+def _drop_records_after(path: Path, step: int, epoch: int) -> int:
+    """Keep what was recorded up to a step; how many whole lines of the rest were damaged."""
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        with suppress(ValueError):  # a line cut short by a crash
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-    path.write_text("".join(kept), encoding="utf-8")
+        return 0
+    lines = list(foreign_text.json_records(path))
+    kept = [line for line, record in lines if record is not None and _is_before(record, step, epoch)]
+    if len(kept) < len(lines):
+        _write(path, "".join(kept))
+    # a crash cuts the last line short
+    return sum(record is None and line.endswith("\n") for line, record in lines)
+
+
+def _is_before(record: dict[str, Any], step: int, epoch: int) -> bool:
+    # after its last step an epoch may still have to be closed
+    key, last = ("epoch", epoch) if "epoch" in record else ("step", step)
+    return isinstance(record.get(key), int) and record[key] <= last
+
+
+def _write(path: Path, text: str) -> None:
+    with explained(path, SmkdError), written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 class Bar:
@@ -183,88 +176,3 @@ class Bar:
         """One step further."""
         if self.progress is not None:
             self.progress.update(self.progress.task_ids[0], advance=1, note=note)
-
-
-class Meter:
-    """Running means of one epoch over all devices; reads the device only when a log line is due.
-
-    Args:
-        log: where the lines go.
-        config: of the run.
-        epoch: counted from 0.
-        steps: of the epoch.
-        out: the run folder, for the message about a loss that is not finite.
-    """
-
-    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, out: Path) -> None:
-        self.log, self.config, self.epoch, self.steps, self.out = log, config, epoch, steps, out
-        self.note = ""
-        self.skipped = 0
-        self.assigned: list[Tensor] = []
-        self.labels: list[Tensor] = []
-        self.epoch_loss: list[float] = []
-        self._restart()
-
-    def _restart(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.empty: dict[str, int] = {}
-        self.count = 0
-        self.since = time.perf_counter()
-
-    def record(self, step: int, result: StepResult, lr: float) -> None:
-        """Add one step; write a line if it is time."""
-        for name, value in result.losses.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        for name, count in result.empty.items():
-            self.empty[name] = self.empty.get(name, 0) + count
-        self.assigned.append(result.assigned)
-        self.labels.append(result.labels)
-        self.count += 1
-        done = step + 1
-        if done % self.config.log_every == 0 or done % self.steps == 0:
-            self._flush(done, lr)
-
-    def _flush(self, step: int, lr: float) -> None:
-        total = torch.stack(list(self.sums.values()))  # [losses]
-        means = dict(zip(self.sums, (distributed.mean(total) / self.count).tolist(), strict=True))
-        broken = [name for name, value in means.items() if not math.isfinite(value)]
-        if broken:
-            raise SmkdError(
-                f"the loss is no longer finite ({', '.join(broken)}) near step {step}; the last checkpoint in "
-                f"'{self.out}' is unharmed; try precision=fp32, a lower optim.lr, or head.fixed_norm=true"
-            )
-        speed = self.count * self.config.batch_size / (time.perf_counter() - self.since)
-        # a term that some device found empty may be missing in the counts of this one
-        counts = {name: distributed.sum_int(self.empty.get(name, 0), total.device) for name in self.sums}
-        empty = {f"empty_{name}": count for name, count in counts.items() if count}
-        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **empty})
-        self.note = f"epoch {self.epoch + 1} loss {means['loss']:.3f} {speed:.0f} images/s"
-        self.epoch_loss.append(means["loss"])
-        self._restart()
-
-    def close(self, seconds: float) -> dict[str, float]:
-        """Numbers of the whole epoch, over all devices.
-
-        Args:
-            seconds: how long it took.
-        """
-        assigned = distributed.gather(torch.cat(self.assigned), dim=0).cpu().numpy()
-        labels = distributed.gather(torch.cat(self.labels), dim=0).numpy()
-        # with one class for all there is nothing to agree with
-        agreement = cluster_agreement(assigned, labels) if labels.min() < labels.max() else {}
-        scores = {
-            "loss": float(np.mean(self.epoch_loss)),
-            **agreement,
-            "images_per_second": round(self.steps * self.config.batch_size / seconds, 1),
-            "seconds": round(seconds, 2),
-        }
-        skipped = distributed.sum_int(self.skipped, self.assigned[0].device)
-        if skipped:
-            scores["skipped_images"] = skipped
-            self.log.say(f"epoch {self.epoch + 1}: {skipped} unreadable images were replaced")
-        nmi = f"nmi {agreement['nmi']:.3f}, " if agreement else ""
-        self.log.say(
-            f"epoch {self.epoch + 1}/{self.config.epochs}: loss {scores['loss']:.4f}, {nmi}"
-            f"{scores['images_per_second']:.0f} images/s"
-        )
-        return scores

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.exc import TorchDynamoException
 
+from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import TemperatureConfig
 from smkd.models.pair import StudentTeacher
@@ -72,8 +73,13 @@ def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
     plain: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (plain if name.endswith(".bias") or parameter.ndim == 1 else decayed).append(parameter)
+            (decayed if is_decayed(name, parameter) else plain).append(parameter)
     return [{"params": decayed}, {"params": plain}]
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies to a parameter."""
+    return not name.endswith(".bias") and parameter.ndim != 1
 
 
 def make_optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
@@ -87,6 +93,28 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) 
     for group in optimizer.param_groups:
         group["lr"] = lr
     optimizer.param_groups[0]["weight_decay"] = weight_decay
+
+
+@torch.no_grad()
+def not_finite(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Whether a loss or the norm of a gradient is infinite or NaN, on any process; bool [], on the device."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    return distributed.anywhere(~torch.stack([loss.float(), *(norm.float() for norm in norms)]).sum().isfinite())
+
+
+def step_unless(optimizer: torch.optim.AdamW, skip: Tensor) -> None:
+    """A step that changes neither weights nor the optimiser's state where `skip` (bool [], on the device) is true.
+
+    An optimiser that is not fused (on MPS) moves the weights by its momentum then, as if the gradient were zero.
+    """
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = skip.float()  # type: ignore[attr-defined]  # read by the fused kernels
+    else:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad = torch.where(skip, 0, parameter.grad)
+    optimizer.step()
 
 
 @torch.no_grad()

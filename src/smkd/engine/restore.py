@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from torch import nn
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
-from smkd.engine.checkpoint_schema import RESUMED, checked, checked_optimizer, needed
+from smkd.engine.checkpoint_schema import RESUMED, checked_optimizer, needed
+from smkd.engine.optim import is_decayed
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
@@ -39,7 +41,7 @@ def open_checkpoint(
     file = checkpoint.find_checkpoint(Path(source)) if ours else fetch.locate_weights(source)
     content = read.read_weights(file)
     if is_ours(content):
-        content = checked(content, str(file))
+        content = checkpoint.trusted(content, file)
         check_heads(heads, Architecture.of(loading.check(content["config"]).model).num_heads, source)
         return content, file
     if base is None and header.KEY not in content:
@@ -93,14 +95,37 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
             )
         module.load_state_dict({key: value for key, value in given.items() if key not in fresh}, strict=False)
     if optimizer:
-        groups = [group["params"] for group in learner.optimizer.param_groups]
-        scaled = learner.scaler.is_enabled()
-        moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
-        # rates and the like are this run's own
-        learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), **moments})
-        if scaled and scale:  # empty where the run went on in another precision
-            learner.scaler.load_state_dict(scale)
+        _restore_optimizer(learner, state)
     return lines
+
+
+def _restore_optimizer(learner: Learner, state: dict[str, Any]) -> None:
+    """Load the optimiser's and the loss scaler's state; rates and the like are this run's own.
+
+    Parameters are numbered otherwise where one of the two runs trains the prototypes' norms and the other does not.
+    """
+    fixed = learner.config.head.fixed_norm
+    head = state.get("config", {}).get("head", {})
+    before = _trained(learner, fixed_norm=head.get("fixed_norm", fixed))
+    parameters = dict(learner.pair.student.named_parameters())
+    scaled = learner.scaler.is_enabled()
+    groups = [[parameters[name] for name in group] for group in before]
+    moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
+    names = list(chain(*before))
+    numbers = {name: number for number, name in enumerate(chain(*_trained(learner, fixed_norm=fixed)))}
+    kept = {numbers[names[number]]: each for number, each in moments.items() if names[number] in numbers}
+    learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": kept})
+    if scaled and scale:  # empty where the run went on in another precision
+        learner.scaler.load_state_dict(scale)
+
+
+def _trained(learner: Learner, *, fixed_norm: bool) -> list[list[str]]:
+    """Names of the parameters in the optimiser's two groups, with the prototypes' norms fixed or trained."""
+    trained = [
+        (name, parameter) for name, parameter in learner.pair.student.named_parameters()
+        if (not fixed_norm if name.endswith("weight_g") else parameter.requires_grad)
+    ]  # fmt: skip
+    return [[name for name, each in trained if is_decayed(name, each) == decayed] for decayed in (True, False)]
 
 
 def backbone_of(

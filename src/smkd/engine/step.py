@@ -14,7 +14,15 @@ from torch.profiler import record_function
 from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.data.loader import Batch, Views
-from smkd.engine.optim import Rates, clip_each, drop_last_layer_gradients, make_optimizer, set_rates
+from smkd.engine.optim import (
+    Rates,
+    clip_each,
+    drop_last_layer_gradients,
+    make_optimizer,
+    not_finite,
+    set_rates,
+    step_unless,
+)
 from smkd.models.pair import StudentTeacher
 from smkd.objectives.objective import Losses, Objective
 from smkd.objectives.passes import Pass
@@ -28,12 +36,14 @@ class StepResult(NamedTuple):
         empty: in how many passes a term found no valid pair for this device's images.
         assigned: [images] prototype of the teacher for the first global view of each image.
         labels: [images] class of each image, on the CPU.
+        skipped: bool [], whether the step changed nothing because its loss or a gradient was not finite.
     """
 
     losses: dict[str, Tensor]
     empty: dict[str, int]
     assigned: Tensor
     labels: Tensor
+    skipped: Tensor
 
 
 @dataclass
@@ -75,7 +85,9 @@ class Learner:
     def step(self, views: Iterable[Views], rates: Rates, batches: Sequence[Batch | Views] | None = None) -> StepResult:
         """Forward and backward over all passes, then one update of student, centres and teacher.
 
-        The result is that of one pass over all images, except that pairs form within a pass.
+        The result is that of one pass over all images, except that pairs form within a pass. Where the loss or a
+        gradient's norm is not finite on any device, weights, centres and the optimiser's state stay as they are. The
+        host does not wait for the device to know it.
 
         Args:
             views: the views of each pass; with `batches`, one is made at a time.
@@ -87,6 +99,7 @@ class Learner:
             views = list(views)
             batches = views
         labels = [each.labels for each in batches]
+        centers = [center.clone() for center in self.objective.buffers()]
         set_rates(self.optimizer, rates.lr, rates.weight_decay)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
@@ -101,8 +114,11 @@ class Learner:
                 losses[name] = losses.get(name, 0) + value.detach()
             for name in loss.empty:
                 empty[name] = empty.get(name, 0) + 1
-        self._update(rates)
-        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels))
+        skipped = self._update(rates, losses["loss"])
+        with torch.no_grad():
+            for center, before in zip(self.objective.buffers(), centers, strict=True):
+                center.copy_(torch.where(skipped, before, center))
+        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels), skipped)
 
     def _forward(self, views: Views, rates: Rates, assigned: list[Tensor], this: Pass | None = None) -> Losses:
         with self._autocast():
@@ -118,17 +134,19 @@ class Learner:
             )  # fmt: skip
         return losses
 
-    def _update(self, rates: Rates) -> None:
-        """Clip, freeze, step, and move the teacher, in the order of the published code."""
+    def _update(self, rates: Rates, loss: Tensor) -> Tensor:
+        """Clip, freeze, step, and move the teacher, in the published order; say whether it was skipped."""
         with self.part("optimizer"):
             self.scaler.unscale_(self.optimizer)
+            skipped = not_finite(loss, self.pair.student.parameters())
             clip_each(self.pair.student.parameters(), self.config.optim.clip_norm)
             if rates.last_layer_frozen:
                 drop_last_layer_gradients(self.pair.student)
-            self.scaler.step(self.optimizer)
+            step_unless(self.optimizer, skipped)
             self.scaler.update()
         with self.part("ema"):
             self.pair.update_teacher(rates.teacher_momentum)
+        return skipped
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
         """Skip the exchange of gradients between devices in all passes but the last."""

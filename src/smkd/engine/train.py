@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
@@ -16,6 +16,7 @@ from rich.progress import track
 from smkd import __version__, distributed
 from smkd.config.checks import check_durations
 from smkd.config.run_config import RunConfig
+from smkd.data import inspect
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import configured_spec, describe, open_split
 from smkd.data.images import Images, UnlabelledImages
@@ -23,14 +24,19 @@ from smkd.data.loader import Batch, batches, make_views, on_device, training_loa
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import checkpoint, run_folder
-from smkd.engine.log import Bar, Meter, RunLog, console
-from smkd.engine.optim import compile_backbones, rates_at
+from smkd.engine.guard import Guard
+from smkd.engine.log import Bar, RunLog, console
+from smkd.engine.meter import Meter
+from smkd.engine.optim import compile_backbones, rates_at, set_rates
 from smkd.engine.restore import open_checkpoint, restore
 from smkd.engine.run_folder import Selection
 from smkd.engine.step import Learner
-from smkd.errors import ConfigError
+from smkd.engine.stopping import SAVE, Interrupted, Watch, stopped
+from smkd.errors import ConfigError, DataError, SmkdError, Stopped
 from smkd.models.vit import VisionTransformer
 from smkd.weights.load import MARK
+
+ADVICE = "try resume_with=precision=fp32, a lower resume_with=optim.lr=..., or resume_with=head.fixed_norm=true"
 
 
 class Evaluator(Protocol):
@@ -67,12 +73,14 @@ def train(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
 
 
 def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> Path:
-    run = Run(config, evaluator, device)
-    if not run.complete:
-        run.train()
-    elif distributed.is_main():
-        console.print(f"{run.out}: already complete ({run.epoch} epochs)", markup=False)
-    return run.out
+    out = run_folder.run_path(config)
+    with run_folder.only_writer(out):
+        run = Run(config, evaluator, device, out)
+        if not run.complete:
+            run.train()
+        elif distributed.is_main():
+            console.print(f"{out}: already complete ({run.epoch} epochs)", markup=False)
+    return out
 
 
 class Run:
@@ -82,22 +90,32 @@ class Run:
 
     Attributes:
         out: its folder.
-        epoch: how many epochs are done.
+        epoch: how many whole epochs are done.
+        done: steps that are done of the epoch after those.
+        logged: up to which step the records of an interrupted run count.
         selection: the best validation so far.
     """
 
-    def __init__(self, config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> None:
+    def __init__(self, config: RunConfig, evaluator: Evaluator | None, device: torch.device, out: Path) -> None:
         if distributed.world_size() != config.devices * config.num_nodes:
             raise ConfigError(
                 f"devices={config.devices} x num_nodes={config.num_nodes} does not match the "
                 f"{distributed.world_size()} processes that were started"
             )
+        standing = run_folder.resumable(config, out)
+        self.typed, self.resumed, self.changes = standing.typed, standing.found, standing.changes
+        config = standing.config
+        self.notes = [
+            *(f"changed: {change}" for change in standing.changes),
+            *(f"as this run began: {change}" for change in standing.kept),
+        ]
         check_durations(config)
-        self.config, self.evaluator, self.device = config, evaluator, device
+        self.config, self.evaluator, self.device, self.out = config, evaluator, device, out
         autocast = autocast_type(config.precision, device)
         if device.type == "cpu":
             keep_freed_memory()
         self.images = open_split(config.data, "train", labelled=config.needs_labels)
+        self.data = inspect.record_of(self.images) if distributed.is_main() else None
         self.spec = configured_spec(config.data)
         self.sampler = EpochSampler(
             self.images.labels, config.batch_size, config.seed, balanced=config.data.sampler,
@@ -107,8 +125,10 @@ class Run:
         if evaluator is not None and self.validated:
             evaluator.check(config)
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
-        self.out = run_folder.run_path(config)
-        self.epoch, self.selection = 0, Selection(config.validation.patience)
+        self.epoch = self.done = self.logged = 0
+        self.selection = Selection(config.validation.patience)
+        self.guard = Guard(config.guard.max_skips, self._images_of)
+        self.watch = Watch(config.save_minutes, config.max_hours)
         self._take_weights()
 
     def _is_validated(self) -> bool:
@@ -124,12 +144,23 @@ class Run:
 
     def _take_weights(self) -> None:
         """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
-        self.resumed, self.notes = run_folder.resumable(self.config, self.out), list[str]()
         if self.resumed is not None:
-            state = checkpoint.load_checkpoint(self.resumed)
+            state = self.resumed.state
+            self._compare_data(state)
             restore(self.learner, state, optimizer=True)
-            self.epoch = int(state["epoch"])
+            self.epoch, self.done = int(state["epoch"]), int(state.get("step_in_epoch", 0))
+            self.logged = int(state["step"])
+            if guards := state.get("guards"):
+                self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
+            if self.logged != self.step:  # an epoch has another length now, so this one begins anew
+                self.logged -= self.done
+                self.done = 0
+                self.guard.pending.clear()
+            if self.step:  # as the step before left them, for a save without another step
+                rates = rates_at(self.config, self.step - 1, self.sampler.steps)
+                set_rates(self.learner.optimizer, rates.lr, rates.weight_decay)
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
+            self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is None and self.config.phase == "distill":
             raise ConfigError(
                 "phase 2 starts from trained weights: init=<run of phase 1, or weights of another project>; "
@@ -138,7 +169,29 @@ class Run:
         elif self.config.init is not None and not self.config.starts_random:
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
-            self.notes = [*state.get(MARK, []), *changes]
+            self.notes += [*state.get(MARK, []), *changes]
+
+    def _compare_data(self, state: dict[str, Any]) -> None:
+        """Notice that the training images are not those of before.
+
+        Raises:
+            DataError: they are not, and `data.changed` does not accept it, or the supervised term has other classes.
+        """
+        if self.data is None:  # the first process compares
+            return
+        if "data" in state:
+            changes = inspect.record_differences(state["data"], self.data)
+        else:  # a checkpoint of an older version knows its classes
+            changes = [] if state["classes"] == self.images.class_names else ["the classes are others"]
+        if not changes:
+            return
+        what = f"the training images have changed since this run began: {'; '.join(changes)}"
+        if self.config.data.changed == "refuse":
+            raise DataError(f"{what}; data.changed=accept goes on with them")
+        if self.config.objective.supervised.weight > 0 and len(state["classes"]) != len(self.images.class_names):
+            raise DataError(f"{what}; the classifier of objective.supervised has other classes: start a run with init=")
+        self.changes.append(f"data: {'; '.join(changes)}")
+        self.notes.append(what)
 
     @property
     def complete(self) -> bool:
@@ -149,24 +202,35 @@ class Run:
         """All epochs that are left."""
         config, steps = self.config, self.sampler.steps
         images = cached(self.images, config.data, "train", _progress)
-        if config.overwrite:
+        if config.overwrite and self.resumed is None:
             run_folder.remove(self.out)
         main = distributed.is_main()
-        with closing(RunLog(self.out, config, self.device, step=self.epoch * steps, active=main)) as log:
+        if main:
+            self.notes += run_folder.tidy(self.out, self.resumed, self.selection)
+        log = RunLog(
+            self.out, self.typed, self.device, step=self.logged, epoch=self.epoch, changes=self.changes, active=main
+        )
+        with self.watch, closing(log):
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
             loader = training_loader(images, config, self.sampler, self.device)
             if config.validation.patience and self.resumed is None:
-                self._close_epoch({}, log)
-            with log.bar(config.phase, config.epochs * steps, self.epoch * steps) as bar:
+                self._close_epoch(None, log)
+            with log.bar(config.phase, config.epochs * steps, self.step) as bar:
                 while self.epoch < config.epochs:
-                    scores = self._train_epoch(loader, log, bar)
-                    self.epoch += 1
-                    self._close_epoch(scores, log)
+                    meter = self._train_epoch(loader, log, bar)
+                    self._close_epoch(meter, log)
                     # the first process alone knows the accuracies
-                    if distributed.sum_int(int(main and self.selection.exhausted), self.device):
+                    if distributed.largest(int(main and self.selection.exhausted)):
                         log.say(f"stopped: {self.selection.stale} validations without a gain")
                         break
+                    if self.epoch < config.epochs and (asked := self.watch.asked()) > SAVE:
+                        raise self._stopped(asked)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return self.epoch * self.sampler.steps + self.done
 
     def _introduce(self, images: Images, log: RunLog) -> None:
         """What is trained on what, in a few lines."""
@@ -185,59 +249,116 @@ class Run:
         precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
         start = f"from {'random weights' if config.starts_random else config.init}"
         if self.resumed is not None:
-            start = f"resumed at epoch {self.epoch} from {self.resumed}"
+            within = f", step {self.done}" if self.done else ""
+            start = f"resumed at epoch {self.epoch}{within} from {self.resumed.path}"
         log.say(
             f"{config.recipe or config.phase}: {len(images)} images {classes}, "
             f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
             f"{self.device.type} {precision} x {distributed.world_size()}; {start}"
         )
 
-    def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> dict[str, float]:
-        """One epoch; its numbers."""
-        started = time.perf_counter()
+    def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> Meter:
+        """What is left of an epoch; its numbers."""
         steps = self.sampler.steps
-        self.sampler.set_epoch(self.epoch)
-        meter = Meter(log, self.config, self.epoch, steps, self.out)
+        meter = Meter(log, self.config, self.epoch, steps, self.guard)
+        if self.done and self.resumed is not None:
+            meter.resume(self.resumed.state["meters"], self.device)
+        self.resumed = None  # the memory is needed no longer
+        self.sampler.set_epoch(self.epoch, start=self.done)
         loaded = on_device(batches(loader), self.device)
-        for step, passes in enumerate(_in_groups(loaded, self.config.accumulate), start=self.epoch * steps):
+        for passes in _in_groups(loaded, self.config.accumulate):
             meter.skipped += sum(batch.skipped for batch in passes)
-            rates = rates_at(self.config, step, steps)
-            _seed_device(self.config.seed, step)
+            rates = rates_at(self.config, self.step, steps)
+            _seed_device(self.config.seed, self.step)
             views = (make_views(batch, self.spec, self.device) for batch in passes)
-            meter.record(step, self.learner.step(views, rates, passes), rates.lr)
+            meter.record(self.step, self.learner.step(views, rates, passes), rates.lr)
+            self.done += 1
             bar.advance(meter.note)
-        return meter.close(time.perf_counter() - started)
+            if self.guard.exhausted:
+                self._save(meter)
+                raise SmkdError(
+                    f"{self.guard.max_skips} steps in a row had no finite loss or gradient and were skipped, up to "
+                    f"step {self.step}, which is saved (the images: 'skipped' in '{self.out / 'metrics.jsonl'}'); "
+                    f"{ADVICE}"
+                )
+            if asked := self.watch.asked():
+                self._save(meter)
+                if asked > SAVE:
+                    raise self._stopped(asked)
+        return meter
 
-    def _close_epoch(self, scores: dict[str, float], log: RunLog) -> None:
-        """Validate if it is time, write the numbers, and save."""
-        step = self.epoch * self.sampler.steps
-        is_best = self.selection.take(self._validate(step, log))
+    def _close_epoch(self, meter: Meter | None, log: RunLog) -> None:
+        """Validate if it is time, write the numbers, and save; without a meter, of the weights before training."""
+        after = self.epoch + (meter is not None)
+        scores = {} if meter is None else meter.close()
+        try:
+            accuracy = self._validate(after, log)
+        except Interrupted:
+            if meter is not None:
+                self._save(meter)
+            raise self._stopped(self.watch.asked()) from None
+        is_best = self.selection.take(accuracy, self.step)
         if scores:
-            log.write("epoch", step, {"epoch": self.epoch, **scores})
+            log.write("epoch", self.step, {"epoch": after, **scores})
+        self.epoch, self.done = after, 0
+        self._save(None, is_best=is_best)
+
+    def _save(self, meter: Meter | None, *, is_best: bool = False) -> None:
+        """Write a checkpoint, within an epoch if there is a meter."""
+        meters = [] if meter is None else distributed.gather_object(meter.state())
+        guards = distributed.gather_object(self.guard.state())
         if distributed.is_main():
+            learned = self.learner.state()
+            if broken := checkpoint.first_not_finite(learned):
+                raise SmkdError(
+                    f"{broken} is no longer finite at step {self.step} and is not saved; the same command goes on from "
+                    f"the last checkpoint in '{self.out}'; {ADVICE}"
+                )
             state = {
-                **self.learner.state(), "epoch": self.epoch, "step": step, "best": self.selection.best,
-                "stale": self.selection.stale, "config": self.config.model_dump(mode="json"),
-                "classes": self.images.class_names, "version": __version__,
+                **learned, "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
+                "meters": meters, "guards": guards, "best": self.selection.best, "stale": self.selection.stale,
+                "best_step": self.selection.step, "config": self.config.model_dump(mode="json"),
+                "classes": self.images.class_names, "data": self.data,
+                "version": __version__,
             }  # fmt: skip
             run_folder.keep_checkpoint(state, self.out / "checkpoints", self.config, is_best=is_best)
         distributed.barrier()
+        self.watch.saved()
 
-    def _validate(self, step: int, log: RunLog) -> float | None:
-        """Accuracy that selects the best checkpoint, when it is time to measure it."""
+    def _images_of(self, step: int) -> list[int]:
+        """Numbers of the images of a step, over all processes."""
+        epoch, within = divmod(step, self.sampler.steps)
+        whole = EpochSampler(
+            self.images.labels, self.config.batch_size, self.config.seed, balanced=self.config.data.sampler
+        )
+        whole.set_epoch(epoch, start=within)
+        return [item[1] for item in next(iter(whole))]
+
+    def _stopped(self, code: int) -> Stopped:
+        return stopped(code, f"step {self.step} of {self.config.epochs * self.sampler.steps}")
+
+    def _validate(self, epoch: int, log: RunLog) -> float | None:
+        """Accuracy that selects the best checkpoint, when it is time to measure it.
+
+        Raises:
+            Interrupted: on all processes, if a signal cut it short.
+        """
         every = self.config.validation.every
-        if self.evaluator is None or not self.validated or (self.epoch % every and self.epoch != self.config.epochs):
+        if self.evaluator is None or not self.validated or (epoch % every and epoch != self.config.epochs):
             return None
-        accuracy = None
+        measured: dict[str, float] | None = None
         if distributed.is_main():
             teacher = self.learner.pair.teacher.eval()
-            measured = self.evaluator.measure(teacher.backbone, self.config, self.device)
+            with contextlib.suppress(Interrupted), self.watch.interruptible():
+                measured = self.evaluator.measure(teacher.backbone, self.config, self.device)
             teacher.train()
-            log.write("validation", step, {"epoch": self.epoch, **measured})
-            log.say(f"epoch {self.epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
-            accuracy = next(iter(measured.values()))
-        distributed.barrier()
-        return accuracy
+        if distributed.largest(int(distributed.is_main() and measured is None)):
+            raise Interrupted
+        if measured is None:
+            return None
+        log.write("validation", self.step, {"epoch": epoch, **measured})
+        log.say(f"epoch {epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
+        return next(iter(measured.values()))
 
 
 def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:

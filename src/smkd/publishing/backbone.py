@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from smkd.config import loading
+from smkd.config import foreign_text, loading
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import ModelConfig
 from smkd.errors import ConfigError
@@ -124,9 +123,8 @@ def _validations(file: Path, config: RunConfig, step: int) -> Iterator[Score]:
     conditions = f"{protocol.head}, {_queries(protocol.query)}, {protocol.episodes} episodes, " + (
         f"resize {protocol.resize}, crop {protocol.crop}"
     )
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    for record in map(_object, lines):
-        if record.get("kind") == "validation" and record.get("step") == step:
+    for _, record in foreign_text.json_records(file) if file.is_file() else ():
+        if record is not None and record.get("kind") == "validation" and record.get("step") == step:
             for name, value in record.items():
                 if name not in NO_ACCURACY and _is_number(value):
                     yield Score(name, float(value), None, config.data.name, protocol.split, conditions)
@@ -153,9 +151,9 @@ def _queries(query: object) -> str:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """A JSON object; empty for anything else, such as a line cut short by a crash."""
+    """A JSON object; empty for anything else."""
     try:
-        value = json.loads(text)
+        value = foreign_text.parsed(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

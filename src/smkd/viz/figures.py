@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +13,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smkd.config import foreign_text
 from smkd.config.run_config import RunConfig
 from smkd.data.color import ColorParameters, augment_color, normalize
 from smkd.data.datasets import configured_spec
 from smkd.data.images import Images
 from smkd.data.loader import MultiCropDataset
+from smkd.errors import DataError
 from smkd.fewshot.accuracy import Result
 from smkd.models.vit import VisionTransformer, patch_attention
 
@@ -26,9 +27,21 @@ MASK_SHADE = 0.25
 
 
 def read_metrics(run: Path, kind: str) -> list[dict[str, Any]]:
-    """Objects of one kind in a run's metrics.jsonl, oldest first."""
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [record for record in map(json.loads, lines) if record["kind"] == kind]
+    """Objects of one kind in a run's metrics.jsonl, oldest first; without a last line that is being written.
+
+    Raises:
+        DataError: there is no such file, or a line of it is damaged; names the line.
+    """
+    path, found = run / "metrics.jsonl", []
+    try:
+        for number, (line, record) in enumerate(foreign_text.json_records(path), start=1):
+            if record is None and line.endswith("\n"):
+                raise DataError(f"'{path}', line {number}: no JSON object; remove the line")
+            if record is not None and record.get("kind") == kind:
+                found.append(record)
+    except OSError as error:
+        raise DataError(f"cannot read '{path}': {error.strerror}") from error
+    return found
 
 
 def loss_curves(runs: Mapping[str, Path]) -> Figure:

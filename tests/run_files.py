@@ -1,0 +1,53 @@
+"""Short runs and their files, for tests of what interrupts and damages them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from smkd import api
+
+OUT = Path("run")
+"""Relative: a checkpoint names its folder, and those of two places are to be equal."""
+WORDS = (
+    f"out={OUT}", "data.limit_per_class=3", "batch_size=64", "epochs=3", "head.num_prototypes=16", "head.hidden_dim=16",
+)  # fmt: skip
+UNMEASURED = "validation.every=0"
+MEASURED = ("validation.every=1", "validation.episodes=9", "validation.query=2", "validation.shots=[1]")
+STEPS = 3
+"""Of an epoch."""
+
+
+def settings(*words: str) -> list[str]:
+    """Of a short run with these words, measured unless they say otherwise."""
+    return [*WORDS, *(() if UNMEASURED in words else MEASURED), *words]
+
+
+def run(*words: str, recipe: str = "debug-pretrain") -> Path:
+    config = api.resolve(recipe, settings(*words))
+    return api.pretrain(config) if config.phase == "pretrain" else api.distill(config)
+
+
+def files() -> dict[str, bytes]:
+    """The checkpoints."""
+    return {path.name: path.read_bytes() for path in (OUT / "checkpoints").iterdir()}
+
+
+def records() -> list[dict[str, Any]]:
+    """What metrics.jsonl says, but for times."""
+    lines = [json.loads(line) for line in (OUT / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("time", "seconds", "images_per_second")} for line in lines]
+
+
+def same(first: Any, second: Any) -> bool:
+    """Whether nested containers hold equal tensors and values."""
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(value, second[key]) for key, value in first.items())
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return bool(first == second)
