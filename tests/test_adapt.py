@@ -12,8 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import smkd
-from classify_data import photographs, tiny_network
+from classify_data import tiny_network
 from conftest import MakeFolder
+from made_images import photographs
 from smkd.adaptation import Adapted, adapt, planned
 from smkd.classify import FewShotClassifier
 from smkd.cli import app

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from classify_data import photographs, tiny_checkpoint
+from classify_data import tiny_checkpoint
+from made_images import photographs
 from smkd.classify import FewShotClassifier
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import refused, smkd
 from smkd.config import loading
 from smkd.engine.bench import STEP_PARTS, matmul_tflops, measure_steps, synthetic_views
 from smkd.models.vit import SIZES
-from test_cli import refused, smkd
 
 
 def test_parts_fill_the_step_and_products_are_counted() -> None:

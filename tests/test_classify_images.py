@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
 
-from classify_data import blobs, photographs, tiny_checkpoint, tiny_network
+from classify_data import blobs, tiny_checkpoint, tiny_network
+from made_images import photographs
 from smkd import api
 from smkd.classify import Encoder, FewShotClassifier, ImageIndex, open_encoder
 from smkd.classify.encoder import described

@@ -11,28 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import refused, smkd, smkd_process
+
 DEBUG = ("debug-pretrain", "epochs=1", "data.limit_per_class=6", "validation.every=0", "batch_size=32")
 
 
-def smkd(*words: object, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "smkd", *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=120)
-
-
-def refused(*words: object, cwd: Path | None = None) -> str:
-    """The one line of an error; checks exit code 2, no traceback, and that nothing was written."""
-    before = sorted(cwd.rglob("*")) if cwd else []
-    done = smkd(*words, cwd=cwd)
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
-    assert (sorted(cwd.rglob("*")) if cwd else []) == before
-    return lines[0]
-
-
 def test_help_answers_at_once() -> None:
-    done = smkd("--help")
+    done = smkd_process("--help")
     assert done.returncode == 0
     assert all(
         verb in done.stdout for verb in ("pretrain", "distill", "features", "eval", "compare", "demo", "recipes")
@@ -56,7 +41,7 @@ def test_recipes_are_listed_and_shown() -> None:
 
 
 def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
-    done = smkd("pretrain", *DEBUG, cwd=tmp_path)
+    done = smkd_process("pretrain", *DEBUG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "run folder: runs/debug-pretrain" in done.stdout
     again = smkd("pretrain", *DEBUG, cwd=tmp_path)
@@ -137,7 +122,7 @@ def test_a_corrupt_image_is_one_line_from_any_process(tmp_path: Path, make_folde
     broken = root / "train" / "train-2" / "001.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
     words = ("pretrain", "debug-pretrain", "data.dataset=folder", f"data={root}", "batch_size=8", "validation.every=0")
-    done = smkd(*words, *where, f"out={tmp_path / 'run'}")
+    done = smkd_process(*words, *where, f"out={tmp_path / 'run'}")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert f"smkd: cannot read image '{broken}'" in done.stderr
@@ -145,6 +130,6 @@ def test_a_corrupt_image_is_one_line_from_any_process(tmp_path: Path, make_folde
 
 
 def test_debug_shows_the_traceback() -> None:
-    done = smkd("pretrain", "nothing", "--debug")
+    done = smkd_process("pretrain", "nothing", "--debug")
     assert "Traceback" in done.stderr
     assert "unknown recipe" in done.stderr

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from archives_made import cifar_archive, cifar_parts, few
+from archives_made import IDENTITY, cifar_archive, cifar_parts, few
 from smkd.errors import DataError
 from smkd.prepare.build import Plan, Target, build_folder, chunks, read_journal
 from smkd.prepare.cifar import plan_cifar
@@ -25,7 +25,6 @@ from smkd.prepare.writing import Item
 
 KILLS = 20
 PARTS = {"train": 8, "test": 2}
-IDENTITY = Identity("cifar-fs", "1", "a rule", {})
 SCRIPT = """
 import sys
 from dataclasses import replace

@@ -22,7 +22,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from classify_data import photographs
+from made_images import photographs
 from smkd import api, distributed, processes
 from smkd.classify import encoder
 from smkd.cli import app

@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 
 import foreign_files as files
-from classify_data import photographs, tiny_network
+from classify_data import tiny_network
+from made_images import photographs
 from smkd import adaptation, api
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.cli import weights
