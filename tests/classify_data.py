@@ -30,8 +30,8 @@ def tiny_network() -> VisionTransformer:
 
 
 def tiny_checkpoint(path: Path) -> Path:
-    """The same as a checkpoint of a run."""
+    """The same as a checkpoint of a run in float32, so that it does not matter in which batch an image is."""
     weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
-    config = resolve("debug-pretrain", ["accelerator=cpu"]).model_dump(mode="json")
+    config = resolve("debug-pretrain", ["accelerator=cpu", "precision=fp32"]).model_dump(mode="json")
     checkpoint.save_checkpoint({"teacher": weights, "config": config}, path)
     return path

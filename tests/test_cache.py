@@ -114,7 +114,7 @@ def test_images_that_are_in_memory_anyway_stay_as_they_are() -> None:
 def test_a_run_is_the_same_and_goes_on_with_another_kind(photos: Path, tmp_path: Path) -> None:
     def run(name: str, *words: str) -> tuple[list[Any], Any]:
         base = (f"data={photos}", "data.dataset=folder", "data.limit_per_class=null", "validation.every=0",
-                "batch_size=10", "log_every=1", f"out={tmp_path / name}")  # fmt: skip
+                "precision=fp32", "batch_size=10", "log_every=1", f"out={tmp_path / name}")  # fmt: skip
         out = api.pretrain(api.resolve("debug-pretrain", [*base, *words]))
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]

@@ -58,7 +58,7 @@ def start(work: Callable[..., None], *given: Any) -> Any:
 
 
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
-    root = sized_splits(tmp_path / "photos", images=30, side=400)
+    root = sized_splits(tmp_path / "photos", images=12, side=400)
     undisturbed, folder = settings(root, cache_dir=tmp_path / "whole"), tmp_path / "killed"
     started = time.monotonic()
     path = make(undisturbed).path

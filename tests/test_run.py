@@ -15,7 +15,7 @@ from smkd.config import loading
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError, SmkdError
 
-QUICK = ("data.limit_per_class=6", "validation.every=0", "batch_size=32")
+QUICK = ("data.limit_per_class=6", "validation.every=0", "batch_size=32", "precision=fp32")
 
 
 def run(out: Path, *words: str, recipe: str = "debug-pretrain") -> Path:
@@ -67,10 +67,10 @@ def test_the_same_command_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             raise KeyboardInterrupt
         real(state, path)
 
-    monkeypatch.setattr(checkpoint, "save", interrupt)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", "epochs=3")
-    monkeypatch.setattr(checkpoint, "save", real)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", real)
     cut = run(tmp_path / "cut", "epochs=3")
 
     # the interrupted epoch's records went with it

@@ -19,8 +19,8 @@ from smkd.engine.step import Learner, StepResult
 from smkd.engine.train import train
 
 WORDS = (
-    "devices=2", "accelerator=cpu", "epochs=2", "batch_size=8", "data.limit_per_class=1", "validation.every=0",
-    "log_every=2", "model.drop_path=0.5",
+    "devices=2", "accelerator=cpu", "precision=fp32", "epochs=2", "batch_size=8", "data.limit_per_class=1",
+    "validation.every=0", "log_every=2", "model.drop_path=0.5",
 )  # fmt: skip
 
 
