@@ -21,6 +21,8 @@ from classify_data import tiny_checkpoint
 from made_images import photographs
 from smkd.classify import FewShotClassifier
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 

@@ -48,6 +48,7 @@ def test_ceiling_is_in_tera() -> None:
     assert 1e-3 < matmul_tflops(torch.device("cpu"), None) < 1e3
 
 
+@pytest.mark.slow
 def test_table_file_and_ratios(tmp_path: Path) -> None:
     words = ("bench", "debug-pretrain", "batch_size=8", "--steps", "1")
     done = smkd(*words, "--json", "first.json", cwd=tmp_path)

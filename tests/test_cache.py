@@ -111,6 +111,7 @@ def test_images_that_are_in_memory_anyway_stay_as_they_are() -> None:
     assert cached(images, DataConfig(dataset="patterns", cache="mmap"), "val") is images
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_and_goes_on_with_another_kind(photos: Path, tmp_path: Path) -> None:
     def run(name: str, *words: str) -> tuple[list[Any], Any]:
         base = (f"data={photos}", "data.dataset=folder", "data.limit_per_class=null", "validation.every=0",
@@ -222,6 +223,7 @@ def test_a_moved_folder_keeps_its_cache(photos: Path, monkeypatch: pytest.Monkey
     assert_same(make(settings(moved)), train_images(settings(moved, "none")))
 
 
+@pytest.mark.slow
 def test_the_cache_of_changed_images_takes_the_place_of_the_old_one(photos: Path, tmp_path: Path) -> None:
     other = sized_splits(tmp_path / "other")
     for folder in (None, tmp_path / "shared"):

@@ -57,6 +57,7 @@ def start(work: Callable[..., None], *given: Any) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
     root = sized_splits(tmp_path / "photos", images=12, side=400)
     undisturbed, folder = settings(root, cache_dir=tmp_path / "whole"), tmp_path / "killed"

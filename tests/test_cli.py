@@ -17,6 +17,7 @@ from smkd.errors import ConfigError
 DEBUG = ("debug-pretrain", "epochs=1", "data.limit_per_class=6", "validation.every=0", "batch_size=32")
 
 
+@pytest.mark.slow
 def test_help_answers_at_once() -> None:
     done = smkd_process("--help")
     assert done.returncode == 0
@@ -41,6 +42,7 @@ def test_recipes_are_listed_and_shown() -> None:
     assert "num_prototypes: 8192" in smkd("recipes", "show", "mini-imagenet-distill", "--resolved").stdout
 
 
+@pytest.mark.slow
 def test_a_run_and_its_evaluation(tmp_path: Path) -> None:
     done = smkd_process("pretrain", *DEBUG, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -117,6 +119,7 @@ def test_classes_too_small_for_the_protocol_are_named_before_training(tmp_path: 
     assert "4 classes have so many, and way=5" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [("num_workers=2",), ("devices=2", "accelerator=cpu", "num_workers=0")])
 def test_a_corrupt_image_is_one_line_from_any_process(tmp_path: Path, make_folder, where: tuple[str, ...]) -> None:
     root = make_folder(classes=6, images=4)

@@ -74,6 +74,7 @@ def wait_for_images(process: subprocess.Popen[bytes], out: Path) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
     archive, out = cifar_archive(tmp_path / "c.tar.gz", cifar_parts(PARTS)), tmp_path / "out"
     assert start(archive, tmp_path / "undisturbed", 1).wait() == 0

@@ -18,6 +18,8 @@ from smkd.engine.optim import Rates
 from smkd.engine.step import Learner, StepResult
 from smkd.engine.train import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
     "devices=2", "accelerator=cpu", "precision=fp32", "epochs=2", "batch_size=8", "data.limit_per_class=1",
     "validation.every=0", "log_every=2", "model.drop_path=0.5",

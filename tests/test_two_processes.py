@@ -17,6 +17,8 @@ from smkd.engine.log import Meter, RunLog
 from smkd.engine.step import StepResult
 from whole_steps import ACROSS, IMAGES, SUBSETS, WITHIN, Outcome, assert_same, config_of, learned, one_step, only
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "phase1": {"labels": False, "mim": {"weight": 1.0}},
     "phase1-patch": {"labels": False, "patch": {"weight": 1.0}},
