@@ -29,7 +29,7 @@ SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from smkd.prepare.build import Target, build
+from smkd.prepare.build import Target, build_folder
 from smkd.prepare.cifar import plan_cifar
 from smkd.prepare.registry import class_list
 from smkd.prepare.manifest import Identity
@@ -37,7 +37,7 @@ archive, out, processes = sys.argv[1:]
 entries = [replace(entry, images=10) for entry in class_list("cifar-fs")]
 plan = plan_cifar(Path(archive), entries, {"train": 8, "test": 2})
 target = Target(Path(out), Identity("cifar-fs", "1", "a rule", {}))
-build(target, plan, {}, int(processes), lambda done, total: None)
+build_folder(target, plan, {}, int(processes), lambda done, total: None)
 """
 
 
