@@ -97,7 +97,7 @@ def test_caltech_refuses_other_archives(tmp_path: Path, monkeypatch: pytest.Monk
     hostile.type, hostile.linkname = tarfile.SYMTYPE, "../../../etc/passwd"
     with pytest.raises(DataError, match=r"a\.zip: caltech-101/101_.*' -> '.*passwd' leads out of the folder"):
         plan_caltech(caltech_zip(tmp_path / "a.zip", [(hostile, b"")]), CALTECH, {})
-    monkeypatch.setattr(caltech, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(caltech, "CALTECH_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     bomb = [(f"101_ObjectCategories/anchor/image_{i:04}.jpg", bytes(1 << 19)) for i in range(4)]
     with pytest.raises(DataError, match="holds more than 1 MiB; refused"):
         plan_caltech(caltech_zip(tmp_path / "a.zip", bomb), CALTECH, {})
@@ -142,7 +142,7 @@ def test_zip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     archive = write_zip(tmp_path / "a.zip", [(name.format(1), bytes(2 << 20))])
     with pytest.raises(DataError, match="would take 2 MiB, the bound is 1 MiB; refused"):
         plan_omniglot([archive], OMNIGLOT)
-    monkeypatch.setattr(omniglot, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(omniglot, "OMNIGLOT_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     archive = write_zip(tmp_path / "a.zip", [(name.format(i), bytes(1 << 19)) for i in range(3)])
     with pytest.raises(DataError, match="holds more than 1 MiB; refused"):
         plan_omniglot([archive], OMNIGLOT)

@@ -215,7 +215,7 @@ def test_a_lying_header_cannot_exceed_the_bound(tmp_path: Path, monkeypatch: pyt
     from smkd.prepare import cifar
     from smkd.prepare.archives import Bounds
 
-    monkeypatch.setattr(cifar, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(cifar, "CIFAR_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         info = tarfile.TarInfo("x")

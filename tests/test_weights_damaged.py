@@ -104,6 +104,10 @@ def test_what_is_left_out_may_hold_anything(tmp_path: Path) -> None:
     open_checkpoint(files.saved(state, tmp_path / "w.pth"), BASE)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor:UserWarning", "ignore:TypedStorage is deprecated:UserWarning",
+    "ignore:The PyTorch API of nested tensors:UserWarning",
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("change", "says"),
     [
