@@ -164,7 +164,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = run(tmp_path / "a", "epochs=1")
-    monkeypatch.setattr("smkd.objectives.patch_entropy.matched_entropy", lambda e, *_: e.sum() * float("nan"))
+    monkeypatch.setattr("smkd.objectives.objective.matched_entropy", lambda e, *_: e.sum() * float("nan"))
     with pytest.raises(SmkdError, match=r"no longer finite \(loss, mim\) near step 1"):
         run(tmp_path / "b", "epochs=2", "log_every=1", f"init={out}")
     assert not (tmp_path / "b" / "checkpoints").exists()
