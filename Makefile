@@ -3,10 +3,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint bench clean
+.PHONY: demo check test lint format bench clean
 
 demo: $(READY)
 	$(BIN)/smkd demo -o demo
+
+# before each commit: everything but the tests that are marked slow
+check: lint
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow"
 
 test: lint
 	$(BIN)/pytest -n auto --dist loadfile
@@ -15,6 +19,10 @@ lint: $(READY)
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix src tests benchmarks
+	$(BIN)/ruff format src tests benchmarks
 
 bench: $(READY)
 	for script in benchmarks/*.py; do echo "$$script"; $(BIN)/python "$$script" || exit 1; done

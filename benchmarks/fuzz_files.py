@@ -30,6 +30,7 @@ from smkd import api
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex
 from smkd.classify.pictures import Pictures
 from smkd.config import loading
+from smkd.config.run_config import RunConfig
 from smkd.data.images import StoredImages
 from smkd.data.sources import open_dataset
 from smkd.engine import checkpoint
@@ -255,7 +256,7 @@ def _load_checkpoint(learner: Learner) -> Callable[[Path, random.Random], object
     return load
 
 
-def _load_foreign(base: loading.RunConfig) -> Callable[[Path, random.Random], object]:
+def _load_foreign(base: RunConfig) -> Callable[[Path, random.Random], object]:
     def load(path: Path, rng: random.Random) -> object:
         return backbone_of(open_checkpoint(path, base)[0], str(path), "teacher")
 

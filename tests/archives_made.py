@@ -17,9 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from made_images import encode, noise
+from smkd.prepare.build import Plan, Target, build_folder
+from smkd.prepare.manifest import Identity, manifest_hash
 from smkd.prepare.registry import ClassEntry, class_list
 
 PARTS = {"train": 4, "test": 2}
+IDENTITY = Identity("cifar-fs", "1", "a rule", {})
+
+
+def build(plan: Plan, out: Path, processes: int = 1) -> str:
+    """Carries the plan out; the hash of the folder's manifest."""
+    build_folder(Target(out, IDENTITY), plan, {}, processes, lambda done, total: None)
+    return manifest_hash(out)
 
 
 def few(name: str, images: int, classes: int | None = None) -> list[ClassEntry]:
@@ -119,11 +129,7 @@ def write_zip(path: Path, members: Iterable[tuple[str | zipfile.ZipInfo, bytes]]
 
 def picture(seed: int = 0, size: tuple[int, int] = (20, 14), kind: str = "JPEG", mode: str = "RGB") -> bytes:
     """An encoded noisy image."""
-    rng = np.random.default_rng(seed)
-    pixels = rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind)
-    return buffer.getvalue()
+    return encode(Image.fromarray(noise(size, seed)).convert(mode), kind)
 
 
 def ilsvrc_photos(entries: Sequence[ClassEntry], count: int) -> dict[str, dict[str, bytes]]:

@@ -1,4 +1,4 @@
-"""Photographs of different sizes, and caches of them."""
+"""Caches of image folders."""
 
 from __future__ import annotations
 
@@ -7,25 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from smkd.config.schema import DataConfig
 from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import open_split
 from smkd.data.images import Images, StoredImages
-
-
-def write_photos(root: Path, images: int = 14, side: int = 60) -> Path:
-    rng = np.random.default_rng(0)
-    for split, classes in (("train", 5), ("val", 1), ("test", 1)):
-        for c in range(classes):
-            folder = root / split / f"{split}-{c}"
-            folder.mkdir(parents=True)
-            for i in range(images):
-                height, width = rng.integers(side // 2, side, 2)
-                pixels = rng.integers(0, 256, (4, 5, 3), dtype=np.uint8)
-                Image.fromarray(pixels).resize((int(width), int(height))).save(folder / f"{i:03}.jpg")
-    return root
 
 
 def settings(root: Path, kind: str = "mmap", **changes: Any) -> DataConfig:

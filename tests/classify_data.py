@@ -1,4 +1,4 @@
-"""What the tests of the classifier share: separable features, embedded patterns as photographs, and a tiny network."""
+"""What the tests of the classifier share: separable features and a tiny network."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from smkd.config.loading import resolve
-from smkd.data.datasets import PatternImages
 from smkd.engine import checkpoint
 from smkd.models.vit import VisionTransformer
 
@@ -25,17 +23,6 @@ def blobs(
     return values, np.array([f"kind {label}" for label in labels])
 
 
-def photographs(folder: Path, counts: tuple[int, ...], *, split: str = "test", skip: int = 0) -> Path:
-    """Class folders of PNG files, so many images of each of the first classes, after the first `skip`."""
-    images = PatternImages(split, skip + max(counts))
-    for label, count in enumerate(counts):
-        place = folder / images.class_names[label]
-        place.mkdir(parents=True)
-        for number, index in enumerate(np.flatnonzero(images.labels == label)[skip : skip + count]):
-            Image.fromarray(images.load(int(index)).permute(1, 2, 0).numpy()).save(place / f"{number:02}.png")
-    return folder
-
-
 def tiny_network() -> VisionTransformer:
     """Random weights of the debug recipes."""
     torch.manual_seed(0)
@@ -43,8 +30,8 @@ def tiny_network() -> VisionTransformer:
 
 
 def tiny_checkpoint(path: Path) -> Path:
-    """The same as a checkpoint of a run."""
+    """The same as a checkpoint of a run in float32, so that it does not matter in which batch an image is."""
     weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
-    config = resolve("debug-pretrain", ["accelerator=cpu"]).model_dump(mode="json")
+    config = resolve("debug-pretrain", ["accelerator=cpu", "precision=fp32"]).model_dump(mode="json")
     checkpoint.save_checkpoint({"teacher": weights, "config": config}, path)
     return path

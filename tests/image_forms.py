@@ -11,24 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
+from made_images import SPLITS, encode, noise, write_classes
 from smkd.data.splits import split_by_seed
 
 CLASSES = [f"kind-{number:02}" for number in range(12)]
 PER_CLASS = 4
-SPLITS = ("train", "val", "test")
 
 
 def pixels(label: int, number: int) -> np.ndarray:
     """The image of a class with this number: every form must give back exactly these pixels."""
-    return np.random.default_rng([label, number]).integers(0, 256, (9 + label % 3, 8, 3), dtype=np.uint8)
+    return noise((8, 9 + label % 3), (label, number))
 
 
 def encoded(label: int, number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(label, number)).save(buffer, format="PNG")
-    return buffer.getvalue()
+    return encode(pixels(label, number))
 
 
 def items() -> list[tuple[int, int, str]]:
@@ -39,11 +36,7 @@ def items() -> list[tuple[int, int, str]]:
 
 
 def make_classes(root: Path) -> Path:
-    for label, number, _ in items():
-        folder = root / CLASSES[label]
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number}.png").write_bytes(encoded(label, number))
-    return root
+    return write_classes(root, dict.fromkeys(CLASSES, PER_CLASS), encoded, "{}.png")
 
 
 def make_tree(root: Path) -> Path:

@@ -12,8 +12,9 @@ import torch
 from typer.testing import CliRunner
 
 import smkd
-from classify_data import photographs, tiny_network
+from classify_data import tiny_network
 from conftest import MakeFolder
+from made_images import photographs
 from smkd.adaptation import Adapted, adapt, planned
 from smkd.classify import FewShotClassifier
 from smkd.cli import app
@@ -26,7 +27,9 @@ from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.features import Features
 
-QUICK = ("epochs=3", "validation.every=1", "num_workers=0", "accelerator=cpu", "optim.lr=1e-3")
+QUICK = (
+    "epochs=3", "validation.every=1", "num_workers=0", "accelerator=cpu", "precision=fp32", "optim.lr=1e-3",
+)  # fmt: skip
 STILL = ("optim.lr=1e-12", "optim.lr_end=0")
 
 
@@ -108,10 +111,10 @@ def test_an_interrupted_run_ends_like_a_whole_one(place: Path, tmp_path: Path, m
                 raise KeyboardInterrupt
 
         out = tmp_path / str(number)
-        monkeypatch.setattr(checkpoint, "save", interrupt)
+        monkeypatch.setattr(checkpoint, "save_checkpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(place, out, *words)
-        monkeypatch.setattr(checkpoint, "save", real)
+        monkeypatch.setattr(checkpoint, "save_checkpoint", real)
         run(place, out, *words)
     whole = run(place, tmp_path / "whole", *words)
     for number in (0, 1):

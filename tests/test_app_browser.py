@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from classify_data import photographs, tiny_checkpoint
+from classify_data import tiny_checkpoint
+from made_images import photographs
 from smkd.classify import FewShotClassifier
+
+pytestmark = pytest.mark.slow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

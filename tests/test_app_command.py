@@ -10,7 +10,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from classify_data import photographs
+from made_images import photographs
 from smkd.app.support import START
 from smkd.classify import open_encoder
 from smkd.cli import classify

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image, ImageColor
 
-from classify_data import photographs, tiny_checkpoint
+from classify_data import tiny_checkpoint
+from made_images import photographs
 from smkd.app.answers import MATCHES, NONE, Lesson, answer, learn, reasons
 from smkd.app.explain import (
     COLORS,

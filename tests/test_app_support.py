@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify_data import photographs
+from made_images import photographs
 from smkd.app import support as module
 from smkd.app.support import START, Photo, Support, folder_classes, taken, zip_classes
 from smkd.classify import Encoder, open_encoder

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from command_line import refused, smkd
 from smkd.config import loading
 from smkd.engine.bench import STEP_PARTS, matmul_tflops, measure_steps, synthetic_views
 from smkd.models.vit import SIZES
-from test_cli import refused, smkd
 
 
 def test_parts_fill_the_step_and_products_are_counted() -> None:
@@ -48,6 +48,7 @@ def test_ceiling_is_in_tera() -> None:
     assert 1e-3 < matmul_tflops(torch.device("cpu"), None) < 1e3
 
 
+@pytest.mark.slow
 def test_table_file_and_ratios(tmp_path: Path) -> None:
     words = ("bench", "debug-pretrain", "batch_size=8", "--steps", "1")
     done = smkd(*words, "--json", "first.json", cwd=tmp_path)

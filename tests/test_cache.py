@@ -14,8 +14,9 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from cached_photos import assert_same, make, settings, train_images, write_photos
+from cached_photos import assert_same, make, settings, train_images
 from image_forms import FORMS
+from made_images import sized_splits
 from smkd import api
 from smkd.config import loading
 from smkd.config.schema import DataConfig
@@ -34,7 +35,7 @@ KINDS = ("memory", "mmap")
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """70 JPEGs of different sizes in the train split, so that two processes get some each."""
-    return write_photos(tmp_path / "photos")
+    return sized_splits(tmp_path / "photos")
 
 
 # ---- the same pixels
@@ -110,10 +111,11 @@ def test_images_that_are_in_memory_anyway_stay_as_they_are() -> None:
     assert cached(images, DataConfig(dataset="patterns", cache="mmap"), "val") is images
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_and_goes_on_with_another_kind(photos: Path, tmp_path: Path) -> None:
     def run(name: str, *words: str) -> tuple[list[Any], Any]:
         base = (f"data={photos}", "data.dataset=folder", "data.limit_per_class=null", "validation.every=0",
-                "batch_size=10", "log_every=1", f"out={tmp_path / name}")  # fmt: skip
+                "precision=fp32", "batch_size=10", "log_every=1", f"out={tmp_path / name}")  # fmt: skip
         out = api.pretrain(api.resolve("debug-pretrain", [*base, *words]))
         lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         losses = [(line["step"], line["loss"]) for line in lines if line["kind"] == "train"]
@@ -221,8 +223,9 @@ def test_a_moved_folder_keeps_its_cache(photos: Path, monkeypatch: pytest.Monkey
     assert_same(make(settings(moved)), train_images(settings(moved, "none")))
 
 
+@pytest.mark.slow
 def test_the_cache_of_changed_images_takes_the_place_of_the_old_one(photos: Path, tmp_path: Path) -> None:
-    other = write_photos(tmp_path / "other")
+    other = sized_splits(tmp_path / "other")
     for folder in (None, tmp_path / "shared"):
         before = make(settings(photos, cache_dir=folder)).path
         kept = [make(settings(photos, cache_dir=folder, cache_size=20)).path]

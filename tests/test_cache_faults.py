@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from cached_photos import assert_same, make, settings, train_images, write_photos
+from cached_photos import assert_same, make, settings, train_images
+from made_images import sized_splits
 from smkd.config.schema import DataConfig
 from smkd.data import cache, cache_build
 from smkd.data.cache import cached
@@ -30,7 +31,7 @@ KILLS = 20
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """70 JPEGs of different sizes in the train split, so that two processes get some each."""
-    return write_photos(tmp_path / "photos")
+    return sized_splits(tmp_path / "photos")
 
 
 def file_hash(path: Path) -> str:
@@ -56,8 +57,9 @@ def start(work: Callable[..., None], *given: Any) -> Any:
     return process
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
-    root = write_photos(tmp_path / "photos", images=30, side=400)
+    root = sized_splits(tmp_path / "photos", images=12, side=400)
     undisturbed, folder = settings(root, cache_dir=tmp_path / "whole"), tmp_path / "killed"
     started = time.monotonic()
     path = make(undisturbed).path

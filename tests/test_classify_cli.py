@@ -12,8 +12,9 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from classify_data import blobs, photographs, tiny_checkpoint
+from classify_data import blobs, tiny_checkpoint
 from conftest import MakeFolder
+from made_images import photographs
 from smkd.classify import FewShotClassifier
 from smkd.cli import classify as verbs
 from smkd.errors import SmkdError

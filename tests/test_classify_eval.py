@@ -58,7 +58,9 @@ def test_each_query_of_an_episode_is_given_the_same_class(head: str) -> None:
 @pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason="the photographs are not here")
 def test_photographs_are_given_the_same_classes(tmp_path: Path) -> None:
     weights = {f"backbone.{name}": value for name, value in tiny_network().state_dict().items()}
-    config = resolve("debug-pretrain", ["data.dataset=folder", f"data={PHOTOGRAPHS}", "accelerator=cpu"])
+    config = resolve(
+        "debug-pretrain", ["data.dataset=folder", f"data={PHOTOGRAPHS}", "accelerator=cpu", "precision=fp32"]
+    )
     checkpoint.save_checkpoint({"teacher": weights, "config": config.model_dump(mode="json")}, tmp_path / "net.pt")
     opened = api.open_features(tmp_path / "net.pt")
     assert opened.stream is not None

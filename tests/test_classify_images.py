@@ -13,7 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
 
-from classify_data import blobs, photographs, tiny_checkpoint, tiny_network
+from classify_data import blobs, tiny_checkpoint, tiny_network
+from made_images import photographs
 from smkd import api
 from smkd.classify import Encoder, FewShotClassifier, ImageIndex, open_encoder
 from smkd.classify.encoder import described
@@ -65,7 +66,9 @@ def test_a_network_needs_a_recipe_and_is_the_same_as_its_file(place: Path) -> No
     paths, labels = files(place / "support")
     with pytest.raises(ConfigError, match="add recipe="):
         FewShotClassifier(tiny_network()).fit(paths, labels)
-    by_network = FewShotClassifier(tiny_network(), recipe="debug-pretrain", accelerator="cpu").fit(paths, labels)
+    by_network = FewShotClassifier(
+        tiny_network(), recipe=resolve("debug-pretrain", ["precision=fp32"]), accelerator="cpu"
+    ).fit(paths, labels)
     np.testing.assert_array_equal(by_network.predict_proba(paths), fitted(place).predict_proba(paths))
     odd = tiny_network()
     odd.norm.eps = 0.5

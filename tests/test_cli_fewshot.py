@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from test_cli import refused, smkd
+from command_line import refused, smkd
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import struct
 import zlib
@@ -13,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from made_images import encode
 from smkd.classify.pictures import Pictures
 from smkd.data import decoding
 from smkd.data.augment import resize_center_crop
@@ -21,12 +21,6 @@ from smkd.errors import DataError
 
 GREY = np.random.default_rng(0).integers(0, 256, (20, 25), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 25, 3), dtype=np.uint8)
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def tiff(order: str, values: np.ndarray, *, bits: int, white_is_zero: bool = False, data: bytes | None = None) -> bytes:
@@ -65,9 +59,9 @@ def packed_12_bits() -> bytes:
 
 
 DEEP = {
-    "PNG": lambda: encoded(Image.fromarray(sixteen()), "PNG"),
-    "TIFF": lambda: encoded(Image.fromarray(sixteen()), "TIFF"),
-    "TIFF, compressed": lambda: encoded(Image.fromarray(sixteen()), "TIFF", compression="tiff_lzw"),
+    "PNG": lambda: encode(sixteen(), "PNG"),
+    "TIFF": lambda: encode(sixteen(), "TIFF"),
+    "TIFF, compressed": lambda: encode(sixteen(), "TIFF", compression="tiff_lzw"),
     "TIFF, little": lambda: tiff("<", sixteen(), bits=16),
     "TIFF, big": lambda: tiff(">", sixteen(), bits=16),
     "TIFF, white is zero": lambda: tiff("<", 65535 - sixteen(), bits=16, white_is_zero=True),
@@ -112,7 +106,7 @@ def test_levels_of_a_pillow_image_in_any_byte_order(mode: str) -> None:
 )
 def test_levels_without_a_rule_are_refused_by_name(values: np.ndarray, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        decode(encoded(Image.fromarray(values), "TIFF"))
+        decode(encode(values, "TIFF"))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "TGA", "JPEG2000", "ICO", "DDS", "AVIF"])
@@ -126,7 +120,7 @@ def test_what_transparent_pixels_hide_is_not_seen(kind: str) -> None:
         pixels = np.full((32, 32, 4), (10, 20, 30, 0), np.uint8)
         pixels[:, :16, :3] = colour
         pixels[..., 3] = alpha
-        seen.append(np.asarray(decode(encoded(Image.fromarray(pixels), kind, **options))).astype(int))
+        seen.append(np.asarray(decode(encode(pixels, kind, **options))).astype(int))
     if kind != "AVIF":  # whose colours are never exact
         np.testing.assert_array_equal(seen[0], seen[1])
     assert (seen[0][:, :8] == 255).all()
@@ -139,11 +133,11 @@ def test_grey_with_alpha_and_palettes() -> None:
     image = Image.frombytes("LA", (25, 20), grey.tobytes())
     for mode in ("LA", "La"):
         np.testing.assert_array_equal(np.asarray(as_rgb(image.convert(mode)))[..., 0], expected)
-    np.testing.assert_array_equal(np.asarray(decode(encoded(image, "PNG")))[..., 2], expected)
+    np.testing.assert_array_equal(np.asarray(decode(encode(image, "PNG")))[..., 2], expected)
     palette = Image.fromarray(GREY % 3).convert("P")
     palette.putpalette([1, 2, 3, 40, 50, 60, 70, 80, 90])
     for kind, transparency in (("PNG", b"\xff\x00\xff"), ("PNG", 1), ("GIF", 1)):
-        levels = np.asarray(decode(encoded(palette, kind, transparency=transparency)))
+        levels = np.asarray(decode(encode(palette, kind, transparency=transparency)))
         np.testing.assert_array_equal(levels[GREY % 3 == 1], 255)
         np.testing.assert_array_equal(levels[GREY % 3 == 2], np.tile([70, 80, 90], ((GREY % 3 == 2).sum(), 1)))
     with_alpha = palette.convert("PA")
@@ -178,18 +172,18 @@ def test_opaque_pictures_are_as_pillow_has_them() -> None:
     rule = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
     smooth = image.resize((6, 6), Image.Resampling.BOX)
     lab = ImageCms.applyTransform(smooth, rule)
-    assert np.abs(np.asarray(decode(encoded(lab, "TIFF"))).astype(int) - np.asarray(smooth)).max() < 8
+    assert np.abs(np.asarray(decode(encode(lab, "TIFF"))).astype(int) - np.asarray(smooth)).max() < 8
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
         frames = [Image.fromarray(np.full((9, 8, 3), level, np.uint8)) for level in (40, 200)]
         options = {"lossless": True} if kind == "WEBP" else {}
-        first = decode(encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options))
+        first = decode(encode(frames[0], kind, save_all=True, append_images=frames[1:], **options))
         np.testing.assert_array_equal(np.asarray(first), np.asarray(frames[0]))
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "TGA", "PCX", "JPEG2000", "AVIF"])
 def test_a_file_that_is_cut_short_is_never_another_picture(kind: str) -> None:
-    data = encoded(Image.fromarray(COLOUR), kind)
+    data = encode(COLOUR, kind)
     whole = np.asarray(decode(data))
     for length in range(1, len(data), 3):
         try:
@@ -207,7 +201,7 @@ def test_what_is_no_bounded_file_is_refused_at_once(tmp_path: Path, monkeypatch:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "zero.jpg").symlink_to("/dev/zero")
     (tmp_path / "folder.jpg").mkdir()
-    (tmp_path / "photo.CR2").write_bytes(encoded(Image.fromarray(COLOUR), "TIFF"))
+    (tmp_path / "photo.CR2").write_bytes(encode(COLOUR, "TIFF"))
     reasons = {
         "long.jpg": "the file has 536870913 bytes; at most 536870912 are read",
         "pipe.jpg": "a pipe or device, not a file",
@@ -221,7 +215,7 @@ def test_what_is_no_bounded_file_is_refused_at_once(tmp_path: Path, monkeypatch:
             Pictures([tmp_path / name]).load(0)
     monkeypatch.setattr(decoding, "MOST_PIXELS", 400)
     with pytest.raises(ValueError, match="too large: 25 x 20 pixels; at most 0 million"):
-        decode(encoded(Image.fromarray(COLOUR), "PNG"), decoding.MOST_PIXELS)
+        decode(encode(COLOUR, "PNG"), decoding.MOST_PIXELS)
     with pytest.raises(ValueError, match="too large"):
         as_rgb(Image.fromarray(COLOUR))
     with pytest.raises(ValueError, match=r"not an image of a known format \(heic\)"):

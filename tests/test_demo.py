@@ -16,6 +16,7 @@ from smkd.data import patterns
 LESS = ["epochs=1", "data.limit_per_class=6", "validation.every=0", "evaluation.episodes=20", "log_every=2"]
 
 
+@pytest.mark.slow
 def test_demo_writes_numbers_and_a_page_that_needs_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

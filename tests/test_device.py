@@ -137,6 +137,7 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> list[Callable[..., Any]]:
     return made
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["debug-pretrain", "debug-distill"])
 @pytest.mark.parametrize("recompute", ["false", "true"])
 def test_traced_programs_agree(recipe: str, recompute: str, traced: list[Callable[..., Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import re
 from pathlib import Path
@@ -24,6 +25,7 @@ def rows(first: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
+@functools.cache
 def classes() -> dict[str, type[Exception]]:
     """Every class of the package that is an error for the user, wherever it is defined."""
     found: dict[str, type[Exception]] = {}

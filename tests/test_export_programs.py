@@ -26,6 +26,8 @@ from smkd.publishing.place import check_free
 from smkd.publishing.program import resampling
 from smkd.publishing.write import Exported
 
+pytestmark = pytest.mark.slow
+
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

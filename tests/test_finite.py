@@ -117,6 +117,7 @@ def tiny_config(phase: str) -> RunConfig:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("phase", "steps"), [("pretrain", 300), ("distill", 2000)])
 def test_many_steps_in_bfloat16(phase: str, steps: int) -> None:
     config = tiny_config(phase)

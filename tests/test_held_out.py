@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from classify_data import photographs
 from image_forms import CLASSES, FORMS, PER_CLASS, pixels
+from made_images import photographs
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import describe, open_split
 from smkd.data.splits import split_of_images

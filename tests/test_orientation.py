@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
+from made_images import encode, write_splits
 from smkd.classify.pictures import Pictures
 from smkd.config.schema import DataConfig
 from smkd.data.cache import cached
@@ -27,9 +27,7 @@ def photograph(orientation: int, suffix: str = "JPEG") -> bytes:
     image = Image.fromarray(np.rot90(UPRIGHT, SENSOR[orientation]).copy())
     exif = image.getexif()
     exif[ExifTags.Base.Orientation] = orientation
-    buffer = io.BytesIO()
-    image.save(buffer, suffix, exif=exif, **({"quality": 98} if suffix == "JPEG" else {}))
-    return buffer.getvalue()
+    return encode(image, suffix, exif=exif, **({"quality": 98} if suffix == "JPEG" else {}))
 
 
 def is_upright(pixels: np.ndarray) -> bool:
@@ -51,12 +49,11 @@ def test_broken_metadata_is_no_broken_picture() -> None:
 
 @pytest.mark.parametrize("cache", ["none", "memory", "mmap"])
 def test_training_images(tmp_path: Path, cache: str) -> None:
-    for split in ("train", "val", "test"):
-        for number, orientation in enumerate(SENSOR):
-            file = tmp_path / "photos" / split / f"{split}-{number % 2}" / f"{number}.jpg"
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(photograph(orientation))
-    config = DataConfig(root=tmp_path / "photos", cache=cache, cache_dir=None if cache != "mmap" else tmp_path / "c")
+    orientations = [*SENSOR]
+    photos = write_splits(
+        tmp_path / "photos", [[2, 2]] * 3, lambda _, label, number: photograph(orientations[2 * number + label])
+    )
+    config = DataConfig(root=photos, cache=cache, cache_dir=None if cache != "mmap" else tmp_path / "c")
     images = cached(open_split(config, "train"), config, "train")
     for index in range(len(images)):
         assert is_upright(images.load(index).permute(1, 2, 0).numpy())

@@ -13,27 +13,21 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from archives_made import caltech_members, caltech_zip, few, omniglot_zips, picture, write_tar, write_zip
+from archives_made import build, caltech_members, caltech_zip, few, omniglot_zips, picture, write_tar, write_zip
 from smkd.cli.data import data_app
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import open_split
 from smkd.errors import DataError
 from smkd.prepare import caltech, omniglot
 from smkd.prepare.archives import Bounds
-from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats
-from smkd.prepare.manifest import Identity, manifest_hash, read_manifest
+from smkd.prepare.manifest import manifest_hash, read_manifest
 from smkd.prepare.omniglot import plan_omniglot
 from smkd.prepare.registry import class_list
 
 SHARED = Path(__file__).parents[2] / "shared"
 CALTECH = few("caltech101", 3, classes=2)
 OMNIGLOT = few("omniglot", 2, classes=30)
-
-
-def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
-    return manifest_hash(out)
 
 
 def test_caltech_from_zip_and_tar(tmp_path: Path) -> None:
@@ -44,9 +38,9 @@ def test_caltech_from_zip_and_tar(tmp_path: Path) -> None:
     members += caltech_members({"BACKGROUND_Google": 2, "Faces_easy": 2}, b"x")
     repeated = {CALTECH[0].folder: {"image_0002.jpg"}}
     in_zip = plan_caltech(caltech_zip(tmp_path / "c.zip", members), CALTECH, repeated, most=3)
-    digest = write(in_zip, tmp_path / "a")
+    digest = build(in_zip, tmp_path / "a")
     tar = write_tar(tmp_path / "101_ObjectCategories.tar.gz", members)
-    assert write(plan_caltech(tar, CALTECH, repeated, most=3), tmp_path / "b", processes=2) == digest
+    assert build(plan_caltech(tar, CALTECH, repeated, most=3), tmp_path / "b", processes=2) == digest
     for entry, numbers in zip(CALTECH, [(1, 3, 4), *[(1, 2, 3)] * 5], strict=True):
         found = {path.name: path.read_bytes() for path in (tmp_path / "a" / entry.split / entry.folder).iterdir()}
         assert found == {f"image_{i:04}.jpg": picture(i) for i in numbers}
@@ -103,7 +97,7 @@ def test_caltech_refuses_other_archives(tmp_path: Path, monkeypatch: pytest.Monk
     hostile.type, hostile.linkname = tarfile.SYMTYPE, "../../../etc/passwd"
     with pytest.raises(DataError, match=r"a\.zip: caltech-101/101_.*' -> '.*passwd' leads out of the folder"):
         plan_caltech(caltech_zip(tmp_path / "a.zip", [(hostile, b"")]), CALTECH, {})
-    monkeypatch.setattr(caltech, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(caltech, "CALTECH_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     bomb = [(f"101_ObjectCategories/anchor/image_{i:04}.jpg", bytes(1 << 19)) for i in range(4)]
     with pytest.raises(DataError, match="holds more than 1 MiB; refused"):
         plan_caltech(caltech_zip(tmp_path / "a.zip", bomb), CALTECH, {})
@@ -111,8 +105,8 @@ def test_caltech_refuses_other_archives(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_omniglot(tmp_path: Path) -> None:
     zips = omniglot_zips(tmp_path, OMNIGLOT)
-    digest = write(plan_omniglot(zips, OMNIGLOT), tmp_path / "a")
-    assert write(plan_omniglot(zips[::-1], OMNIGLOT), tmp_path / "b", processes=2) == digest
+    digest = build(plan_omniglot(zips, OMNIGLOT), tmp_path / "a")
+    assert build(plan_omniglot(zips[::-1], OMNIGLOT), tmp_path / "b", processes=2) == digest
     files = read_manifest(tmp_path / "a").files
     folders = Counter(name.rsplit("/", 1)[0] for name in files)
     assert folders == {f"{entry.split}/{entry.folder}": 2 for entry in OMNIGLOT}
@@ -148,7 +142,7 @@ def test_zip_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     archive = write_zip(tmp_path / "a.zip", [(name.format(1), bytes(2 << 20))])
     with pytest.raises(DataError, match="would take 2 MiB, the bound is 1 MiB; refused"):
         plan_omniglot([archive], OMNIGLOT)
-    monkeypatch.setattr(omniglot, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(omniglot, "OMNIGLOT_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     archive = write_zip(tmp_path / "a.zip", [(name.format(i), bytes(1 << 19)) for i in range(3)])
     with pytest.raises(DataError, match="holds more than 1 MiB; refused"):
         plan_omniglot([archive], OMNIGLOT)
@@ -178,4 +172,4 @@ def test_a_member_that_lies_about_its_bytes_is_refused(tmp_path: Path) -> None:
     data[at : at + 8] = bytes(8)
     zips[0].write_bytes(data)
     with pytest.raises(DataError, match="is damaged, cut short or of another kind"):
-        write(plan_omniglot(zips, OMNIGLOT), tmp_path / "out")
+        build(plan_omniglot(zips, OMNIGLOT), tmp_path / "out")

@@ -15,22 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from archives_made import PARTS, cifar_archive, cifar_parts, few, python2_pickle, write_tar
+from archives_made import IDENTITY, PARTS, build, cifar_archive, cifar_parts, few, python2_pickle, write_tar
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build_folder
+from smkd.prepare.build import Plan
 from smkd.prepare.cifar import plan_cifar
-from smkd.prepare.manifest import Identity, manifest_hash, read_manifest
-
-IDENTITY = Identity("cifar-fs", "1", "a rule", {})
+from smkd.prepare.manifest import read_manifest
 
 
 def plan(archive: Path, name: str = "cifar-fs") -> Plan:
     return plan_cifar(archive, few(name, 6), PARTS)
-
-
-def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build_folder(Target(out, IDENTITY), plan, {}, processes, lambda done, total: None)
-    return manifest_hash(out)
 
 
 def test_pickles_are_as_python_2_wrote_them() -> None:
@@ -43,7 +36,7 @@ def test_pickles_are_as_python_2_wrote_them() -> None:
 @pytest.mark.parametrize("name", ["cifar-fs", "fc100"])
 def test_images_are_the_archive_s(tmp_path: Path, name: str) -> None:
     parts = cifar_parts()
-    write(plan(cifar_archive(tmp_path / "c.tar.gz"), name), tmp_path / "out")
+    build(plan(cifar_archive(tmp_path / "c.tar.gz"), name), tmp_path / "out")
     entries = {entry.label: entry for entry in few(name, 6)}
     for part in PARTS:
         for row in range(0, 100 * PARTS[part], 37):
@@ -55,7 +48,7 @@ def test_images_are_the_archive_s(tmp_path: Path, name: str) -> None:
 
 def test_manifest_names_every_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    write(plan(cifar_archive(tmp_path / "c.tar.gz")), out)
+    build(plan(cifar_archive(tmp_path / "c.tar.gz")), out)
     manifest = read_manifest(out)
     assert manifest.identity == IDENTITY
     assert {split: (c.classes, c.images) for split, c in manifest.counts.items()} == {
@@ -70,16 +63,16 @@ def test_manifest_names_every_file(tmp_path: Path) -> None:
 
 def test_number_of_processes_changes_nothing(tmp_path: Path) -> None:
     archive = cifar_archive(tmp_path / "c.tar.gz")
-    assert write(plan(archive), tmp_path / "one") == write(plan(archive), tmp_path / "two", processes=2)
+    assert build(plan(archive), tmp_path / "one") == build(plan(archive), tmp_path / "two", processes=2)
 
 
 def test_a_finished_folder_is_repaired(tmp_path: Path) -> None:
     archive, out = cifar_archive(tmp_path / "c.tar.gz"), tmp_path / "out"
-    digest = write(plan(archive), out)
+    digest = build(plan(archive), out)
     kept, lost = sorted(out.rglob("*.png"))[:2]
     lost.unlink()
     before = os.stat(kept).st_mtime_ns
-    assert write(plan(archive), out) == digest
+    assert build(plan(archive), out) == digest
     assert lost.exists()
     assert os.stat(kept).st_mtime_ns == before
 
@@ -222,7 +215,7 @@ def test_a_lying_header_cannot_exceed_the_bound(tmp_path: Path, monkeypatch: pyt
     from smkd.prepare import cifar
     from smkd.prepare.archives import Bounds
 
-    monkeypatch.setattr(cifar, "BOUNDS", Bounds(member=1 << 20, total=1 << 20))
+    monkeypatch.setattr(cifar, "CIFAR_BOUNDS", Bounds(member=1 << 20, total=1 << 20))
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         info = tarfile.TarInfo("x")

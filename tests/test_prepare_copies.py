@@ -11,18 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from archives_made import few, mini_pickles, picture
+from archives_made import build, few, mini_pickles, picture
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build_folder
-from smkd.prepare.manifest import Identity, manifest_hash
 from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 
 MINI = few("mini-imagenet", 3, classes=2)
-
-
-def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
-    return manifest_hash(out)
 
 
 @pytest.mark.parametrize("side", [84, 240])  # small arrays come with the pickle, large ones stay in the file
@@ -31,7 +24,7 @@ def test_pickles(tmp_path: Path, side: int, python2: bool) -> None:
     images = mini_pickles(tmp_path / "copy", MINI, side, python2=python2)
     assert find_copy(tmp_path / "copy") == "pickles"
     plan = plan_pickles(tmp_path / "copy", MINI, None)
-    write(plan, tmp_path / "out", processes=2 if side == 240 else 1)
+    build(plan, tmp_path / "out", processes=2 if side == 240 else 1)
     for number, entry in enumerate(MINI[:2]):
         for i in range(3):
             with Image.open(tmp_path / "out" / "train" / entry.folder / f"{i:05}.png") as image:
@@ -71,7 +64,7 @@ def test_folders(tmp_path: Path, make: Callable[[Path], None]) -> None:
     assert find_copy(tmp_path / "copy") == "folders"
     plan = plan_folders(tmp_path / "copy", MINI, None)
     assert len(plan.warnings) == 1
-    write(plan, tmp_path / "out")
+    build(plan, tmp_path / "out")
     for number, entry in enumerate(MINI):
         found = [path.read_bytes() for path in sorted((tmp_path / "out" / entry.split / entry.folder).iterdir())]
         assert found == [picture(10 * number + i, (84, 84)) for i in range(3)]
@@ -81,7 +74,7 @@ def test_resized_copies_keep_their_format(tmp_path: Path) -> None:
     class_folders(tmp_path / "copy")
     folder = tmp_path / "copy" / "train" / MINI[0].folder
     (folder / "2.jpg").rename(folder / "2.png")
-    write(plan_folders(tmp_path / "copy", MINI, 32), tmp_path / "out")
+    build(plan_folders(tmp_path / "copy", MINI, 32), tmp_path / "out")
     for name, kind in (("1.jpg", "JPEG"), ("2.png", "PNG")):
         with Image.open(tmp_path / "out" / "train" / MINI[0].folder / name) as image:
             assert (image.format, image.size) == (kind, (32, 32))

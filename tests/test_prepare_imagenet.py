@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from archives_made import few, ilsvrc_folder, ilsvrc_photos, ilsvrc_tar, mini_lists, picture, write_tar
+from archives_made import build, few, ilsvrc_folder, ilsvrc_photos, ilsvrc_tar, mini_lists, picture, write_tar
 from smkd.errors import DataError
-from smkd.prepare.build import Plan, Target, build_folder
+from smkd.prepare.build import Plan
 from smkd.prepare.imagenet import (
     IlsvrcPhoto,
     find_photo,
@@ -26,7 +26,6 @@ from smkd.prepare.imagenet import (
     plan_tiered,
     read_lists,
 )
-from smkd.prepare.manifest import Identity, manifest_hash
 from smkd.prepare.registry import ClassEntry, ilsvrc_counts
 from smkd.prepare.writing import FileRange
 
@@ -34,11 +33,6 @@ ORDINALS = (2, 3, 6)
 COUNT = 7
 MINI = few("mini-imagenet", len(ORDINALS), classes=2)
 TIERED = few("tiered-imagenet", COUNT, classes=2)
-
-
-def write(plan: Plan, out: Path, processes: int = 1) -> str:
-    build_folder(Target(out, Identity("x", "1", "a rule", {})), plan, {}, processes, lambda done, total: None)
-    return manifest_hash(out)
 
 
 def mini(
@@ -62,7 +56,7 @@ def test_mini_takes_images_by_the_order_of_their_numbers(
     tmp_path: Path, photos: dict[str, dict[str, bytes]], lists: Path
 ) -> None:
     out = tmp_path / "out"
-    write(mini(ilsvrc_tar(tmp_path / "train.tar", photos), lists, None), out)
+    build(mini(ilsvrc_tar(tmp_path / "train.tar", photos), lists, None), out)
     for entry in MINI:
         by_number = sorted(photos[entry.folder], key=lambda name: int(name[10:-5]))
         assert by_number != sorted(photos[entry.folder])
@@ -76,9 +70,9 @@ def test_tar_and_folder_give_the_same(
 ) -> None:
     tar, folder = ilsvrc_tar(tmp_path / "train.tar", photos), ilsvrc_folder(tmp_path / "ILSVRC" / "train", photos)
     (folder / MINI[0].folder / "notes.txt").write_text("not an image")
-    from_tar = write(mini(tar, lists, size), tmp_path / "a")
-    assert from_tar == write(mini(folder, lists, size), tmp_path / "b")
-    assert from_tar == write(mini(folder.parent, lists, size), tmp_path / "c")
+    from_tar = build(mini(tar, lists, size), tmp_path / "a")
+    assert from_tar == build(mini(folder, lists, size), tmp_path / "b")
+    assert from_tar == build(mini(folder.parent, lists, size), tmp_path / "c")
 
 
 def test_resized_images_are_square_rgb(tmp_path: Path, photos: dict[str, dict[str, bytes]], lists: Path) -> None:
@@ -87,7 +81,7 @@ def test_resized_images_are_square_rgb(tmp_path: Path, photos: dict[str, dict[st
             zip(list(images), ("CMYK", "L", "RGB", "CMYK", "L", "RGB", "L"), ("JPEG", "JPEG", "PNG") * 3, strict=False)
         ):
             images[name] = picture(number, (50, 20), kind, "L" if kind == "PNG" else mode)
-    write(mini(ilsvrc_tar(tmp_path / "train.tar", photos), lists, 24), tmp_path / "out")
+    build(mini(ilsvrc_tar(tmp_path / "train.tar", photos), lists, 24), tmp_path / "out")
     for path in (tmp_path / "out").rglob("*.jpg"):
         with Image.open(path) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (24, 24))
@@ -201,18 +195,18 @@ def tiered_source(tmp_path: Path) -> Path:
 def test_tiered_copies_all_images_of_its_classes(tmp_path: Path) -> None:
     photos = ilsvrc_photos([*TIERED, *MINI], COUNT)
     out = tmp_path / "out"
-    digest = write(plan_tiered(open_ilsvrc(ilsvrc_tar(tmp_path / "t.tar", photos)), TIERED, None, False), out)
+    digest = build(plan_tiered(open_ilsvrc(ilsvrc_tar(tmp_path / "t.tar", photos)), TIERED, None, False), out)
     for entry in TIERED:
         found = {path.name: path.read_bytes() for path in (out / entry.split / entry.folder).iterdir()}
         assert found == photos[entry.folder]
     folder = open_ilsvrc(ilsvrc_folder(tmp_path / "train", photos))
-    assert write(plan_tiered(folder, TIERED, None, False), tmp_path / "b") == digest
-    assert write(plan_tiered(folder, TIERED, None, True), tmp_path / "c", processes=2) == digest
+    assert build(plan_tiered(folder, TIERED, None, False), tmp_path / "b") == digest
+    assert build(plan_tiered(folder, TIERED, None, True), tmp_path / "c", processes=2) == digest
 
 
 def test_links_share_the_source_s_bytes(tmp_path: Path) -> None:
     source, out = tiered_source(tmp_path), tmp_path / "out"
-    write(plan_tiered(open_ilsvrc(source), TIERED, None, link=True), out)
+    build(plan_tiered(open_ilsvrc(source), TIERED, None, link=True), out)
     entry = TIERED[0]
     for path in (source / entry.folder).iterdir():
         assert os.path.samefile(path, out / entry.split / entry.folder / path.name)
@@ -223,9 +217,9 @@ def test_links_are_symbolic_across_devices(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(18, "Invalid cross-device link")
 
     source, out = tiered_source(tmp_path), tmp_path / "out"
-    copied = write(plan_tiered(open_ilsvrc(source), TIERED, None, link=False), tmp_path / "copy")
+    copied = build(plan_tiered(open_ilsvrc(source), TIERED, None, link=False), tmp_path / "copy")
     monkeypatch.setattr(os, "link", refuse)
-    assert write(plan_tiered(open_ilsvrc(source), TIERED, None, link=True), out) == copied
+    assert build(plan_tiered(open_ilsvrc(source), TIERED, None, link=True), out) == copied
     images = list(out.rglob("*.JPEG"))
     assert images
     assert all(path.is_symlink() and path.resolve().is_file() for path in images)
@@ -277,7 +271,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, photos: dict[str, dict[str
     plan = mini(ilsvrc_tar(tmp_path / "train.tar", photos), lists, 32)
     target = f"train/{wnid}/{wnid}00000002.jpg"
     with pytest.raises(DataError, match=rf"cannot read the image of '{target}' in '.*train\.tar'"):
-        write(plan, tmp_path / "out", processes=2)
+        build(plan, tmp_path / "out", processes=2)
     assert not list((tmp_path / "out").rglob("*00000002.jpg"))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from archives_made import cifar_archive, cifar_parts, few
+from archives_made import IDENTITY, cifar_archive, cifar_parts, few
 from smkd.errors import DataError
 from smkd.prepare.build import Plan, Target, build_folder, chunks, read_journal
 from smkd.prepare.cifar import plan_cifar
@@ -25,12 +25,11 @@ from smkd.prepare.writing import Item
 
 KILLS = 20
 PARTS = {"train": 8, "test": 2}
-IDENTITY = Identity("cifar-fs", "1", "a rule", {})
 SCRIPT = """
 import sys
 from dataclasses import replace
 from pathlib import Path
-from smkd.prepare.build import Target, build
+from smkd.prepare.build import Target, build_folder
 from smkd.prepare.cifar import plan_cifar
 from smkd.prepare.registry import class_list
 from smkd.prepare.manifest import Identity
@@ -38,7 +37,7 @@ archive, out, processes = sys.argv[1:]
 entries = [replace(entry, images=10) for entry in class_list("cifar-fs")]
 plan = plan_cifar(Path(archive), entries, {"train": 8, "test": 2})
 target = Target(Path(out), Identity("cifar-fs", "1", "a rule", {}))
-build(target, plan, {}, int(processes), lambda done, total: None)
+build_folder(target, plan, {}, int(processes), lambda done, total: None)
 """
 
 
@@ -75,6 +74,7 @@ def wait_for_images(process: subprocess.Popen[bytes], out: Path) -> None:
         time.sleep(0.001)
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
     archive, out = cifar_archive(tmp_path / "c.tar.gz", cifar_parts(PARTS)), tmp_path / "out"
     assert start(archive, tmp_path / "undisturbed", 1).wait() == 0

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from cached_photos import settings, train_images
+from made_images import encode, noise, write_splits
 from plain_losses import cosine, cross_entropy, softened
 from smkd.config.loading import check
 from smkd.config.run_config import RunConfig
@@ -32,14 +32,9 @@ BALANCED = SamplerConfig(classes=4, per_class=4)
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
-    for split in ("train", "val", "test"):
-        for label, count in enumerate(PER_CLASS):
-            folder = root / split / f"class-{label}"
-            folder.mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)).save(folder / f"{number:02}.png")
-    return root
+    return write_splits(
+        tmp_path_factory.mktemp("photos"), [PER_CLASS] * 3, lambda *seed: encode(noise((50, 40), seed)), "{:02}.png"
+    )
 
 
 def make_config(photos: Path) -> RunConfig:

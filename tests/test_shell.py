@@ -22,7 +22,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from classify_data import photographs
+from made_images import photographs
 from smkd import api, distributed, processes
 from smkd.classify import encoder
 from smkd.cli import app
@@ -236,6 +236,7 @@ def test_home_is_expanded_on_every_road(place: Path, monkeypatch: pytest.MonkeyP
 # ---- standard streams
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_names_that_cannot_be_encoded_lose_nothing(place: Path, encoding: str) -> None:
     photo = next(path for path in (place / "support").rglob("*") if path.is_file())
@@ -261,6 +262,7 @@ def test_results_are_written_before_they_are_printed(place: Path, monkeypatch: p
         assert json.loads(out.read_text())
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback() -> None:
     process = subprocess.Popen([*SMKD, "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -337,6 +339,7 @@ def descendants(process: int) -> list[int]:
     return [*children, *(each for child in children for each in descendants(child))]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize(("devices", "number", "code"), [(1, signal.SIGTERM, 143), (2, signal.SIGINT, 130)])
 def test_signals_end_a_training_in_a_line(tmp_path: Path, devices: int, number: signal.Signals, code: int) -> None:
@@ -365,6 +368,7 @@ def test_signals_end_a_training_in_a_line(tmp_path: Path, devices: int, number: 
     assert re.fullmatch(rf"smkd: stopped by {number.name}: step \d+ of \d+ is saved, and the same command .*", said)
 
 
+@pytest.mark.slow
 def test_a_users_error_among_several_processes_is_said_once(tmp_path: Path) -> None:
     photographs(tmp_path / "photos" / "train", (8, 8))
     broken = next(path for path in (tmp_path / "photos").rglob("*") if path.is_file())
@@ -383,6 +387,7 @@ def test_a_users_error_among_several_processes_is_said_once(tmp_path: Path) -> N
             assert done.stderr.count("\n") == 1, done.stderr
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     settings = ["devices=2", "accelerator=cpu", f"out={tmp_path / 'run'}"]

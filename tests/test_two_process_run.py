@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +19,11 @@ from smkd.engine.optim import Rates
 from smkd.engine.step import Learner, StepResult
 from smkd.engine.train import train
 
+pytestmark = pytest.mark.slow
+
 WORDS = (
-    "devices=2", "accelerator=cpu", "epochs=2", "batch_size=8", "data.limit_per_class=1", "validation.every=0",
-    "log_every=2", "model.drop_path=0.5",
+    "devices=2", "accelerator=cpu", "precision=fp32", "epochs=2", "batch_size=8", "data.limit_per_class=1",
+    "validation.every=0", "log_every=2", "model.drop_path=0.5",
 )  # fmt: skip
 
 
@@ -34,10 +37,10 @@ def work(rank: int, port: int, folder: str) -> None:
     seen: list[tuple[list[float], dict[str, float]]] = []
     real = Learner.step
 
-    def step(self: Learner, passes: Iterable[Views], rates: Rates) -> StepResult:
+    def step(self: Learner, views: Iterable[Views], rates: Rates, *batches: Any) -> StepResult:
         with torch.random.fork_rng(devices=[]):
             drawn = torch.rand(4).tolist()
-        result = real(self, passes, rates)
+        result = real(self, views, rates, *batches)
         seen.append((drawn, {name: float(value) for name, value in result.losses.items()}))
         return result
 

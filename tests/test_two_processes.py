@@ -20,6 +20,8 @@ from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner, StepResult
 from whole_steps import ACROSS, IMAGES, SUBSETS, WITHIN, Outcome, assert_same, config_of, learned, one_step, only
 
+pytestmark = pytest.mark.slow
+
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "phase1": {"labels": False, "mim": {"weight": 1.0}},
     "phase1-patch": {"labels": False, "patch": {"weight": 1.0}},

@@ -81,6 +81,7 @@ def test_an_album_is_a_data_set_of_one_split(album: Path) -> None:
     (album / "far.heic").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"left out: 1 \.heic"):
         source = open_dataset(album)
+    (album / "far.heic").unlink()
     assert not source.labelled
     images = open_split(DataConfig(root=album, limit_per_class=3), "train", labelled=False)
     assert isinstance(images, UnlabelledImages)

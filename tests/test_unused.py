@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import smkd
-from cached_photos import write_photos
+from made_images import sized_splits
 from smkd import api
 from smkd.adaptation import planned
 from smkd.config import loading
@@ -23,7 +23,7 @@ EMBEDDED = [name for name in loading.recipe_names() if loading.resolve(name).dat
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_photos(tmp_path_factory.mktemp("unused") / "photos", images=3)
+    return sized_splits(tmp_path_factory.mktemp("unused") / "photos", images=3)
 
 
 # ---- data=

@@ -17,6 +17,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner, Result
 
+from made_images import SPLITS, encode, noise, write_splits
 from smkd.cli import data as verbs
 from smkd.data.datasets import DATASETS, PatternImages
 from smkd.data.inspect import SCANNED_AT_ONCE, channel_statistics, image_statistics, look, scan
@@ -26,7 +27,6 @@ from smkd.errors import DataError
 from smkd.prepare.manifest import Identity, write_manifest
 from smkd.viz.contact import MOST_CLASSES, THUMB, contact_sheet
 
-SPLITS = ("train", "val", "test")
 app = typer.Typer()
 app.command()(verbs.verify)
 app.command()(verbs.stats)
@@ -35,19 +35,17 @@ app.command()(verbs.stats)
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """train 3, val 2, test 2 classes of four images; shorter sides 30 to 33."""
-    for split, count in zip(SPLITS, (3, 2, 2), strict=True):
-        for label in range(count):
-            folder = tmp_path / "photos" / split / f"{split}-{label}"
-            folder.mkdir(parents=True)
-            for number in range(4):
-                save(folder / f"{number}.jpg", SPLITS.index(split), label, number)
-    return tmp_path / "photos"
+    return write_splits(tmp_path / "photos", [[4] * count for count in (3, 2, 2)], reddish, "{}.jpg")
+
+
+def reddish(*seed: int) -> bytes:
+    """A noisy JPEG, brighter in red."""
+    values = np.random.default_rng(seed).integers(0, 200, (30 + seed[-1], 40, 3)) + np.array([50, 20, 0])
+    return encode(values.astype(np.uint8), "JPEG", quality=95)
 
 
 def save(path: Path, *seed: int) -> None:
-    """A noisy picture, brighter in red."""
-    noise = np.random.default_rng(seed).integers(0, 200, (30 + seed[-1], 40, 3))
-    Image.fromarray((noise + np.array([50, 20, 0])).astype(np.uint8)).save(path, quality=95)
+    path.write_bytes(reddish(*seed))
 
 
 def check(root: Path, jobs: int = 1, crop: int = 30, expected: dict[str, dict[str, int]] | None = None) -> Report:
@@ -86,10 +84,8 @@ def no_image(path: Path) -> None:
 
 
 def broken_png(path: Path) -> None:
-    save(path.with_suffix(".png"), 9, 9, 9)
-    data = bytearray(path.with_suffix(".png").read_bytes())
+    data = bytearray(encode(noise((40, 39))))
     data[len(data) // 2] ^= 0xFF
-    path.with_suffix(".png").unlink()
     path.write_bytes(data)
 
 
@@ -294,12 +290,12 @@ def test_files_that_are_not_as_prepared_are_named(root: Path) -> None:
 def test_a_killed_verify_leaves_no_process(root: Path) -> None:
     code = (
         "import sys, time\n"
-        "from smkd.data import scan\n"
+        "from smkd.data import inspect\n"
         "from smkd.data.sources import open_dataset\n"
-        "scan.CHUNK, look = 1, scan.look\n"
+        "inspect.SCANNED_AT_ONCE = 1\n"
         "def slow(*args):\n    print('looking', flush=True)\n    time.sleep(60)\n"
-        "scan.look = slow\n"
-        "scan.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
+        "inspect.look = slow\n"
+        "inspect.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE)
     assert process.stdout is not None

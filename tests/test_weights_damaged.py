@@ -18,7 +18,8 @@ import safetensors.torch
 import torch
 
 import foreign_files as files
-from classify_data import photographs, tiny_network
+from classify_data import tiny_network
+from made_images import photographs
 from smkd import adaptation, api
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.cli import weights
@@ -103,6 +104,10 @@ def test_what_is_left_out_may_hold_anything(tmp_path: Path) -> None:
     open_checkpoint(files.saved(state, tmp_path / "w.pth"), BASE)
 
 
+@pytest.mark.filterwarnings(
+    "ignore:torch.quantize_per_tensor:UserWarning", "ignore:TypedStorage is deprecated:UserWarning",
+    "ignore:The PyTorch API of nested tensors:UserWarning",
+)  # fmt: skip
 @pytest.mark.parametrize(
     ("change", "says"),
     [

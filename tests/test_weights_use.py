@@ -128,7 +128,7 @@ def test_import_writes_a_checkpoint_that_everything_takes(tmp_path: Path, releas
         equal(files.prefixed("backbone.", api.load(where).state_dict()), MODEL)
         words = ("head.num_prototypes=32", "head.hidden_dim=48", "head.bottleneck_dim=16")
         equal(train("debug-distill", tmp_path / f"next-{name}", where, *words)["teacher"], MODEL)
-        features = api.open_features(where, changes={"evaluation": {"split": "val"}}).features()
+        features = api.open_features(where, changes={"evaluation": {"split": "val"}, "precision": "fp32"}).features()
         torch.testing.assert_close(features.values, direct(released).values)
     with pytest.raises(SmkdError, match="exists; choose another -o"):
         run("import", released, "-o", tmp_path / "run")
@@ -138,7 +138,9 @@ def test_import_writes_a_checkpoint_that_everything_takes(tmp_path: Path, releas
 
 @functools.cache
 def direct(path: Path) -> Any:
-    opened = api.open_features(path, recipe="debug-pretrain", changes={"evaluation": {"split": "val"}})
+    opened = api.open_features(
+        path, recipe="debug-pretrain", changes={"evaluation": {"split": "val"}, "precision": "fp32"}
+    )
     return opened.features()
 
 

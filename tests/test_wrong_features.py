@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from classify_data import blobs, photographs, tiny_network
+from classify_data import blobs, tiny_network
+from made_images import photographs
 from smkd import fewshot
 from smkd.app import support as app_support
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import importlib.util
-import io
 import shutil
 import sys
 import tarfile
@@ -28,6 +27,7 @@ from image_forms import (
     make_table,
     make_tree,
 )
+from made_images import encode, noise
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import open_split
 from smkd.data.decoding import decode
@@ -256,10 +256,9 @@ def test_unreadable_images_are_named_whatever_they_lie_in(tmp_path: Path) -> Non
 def test_broken_files_of_any_format_are_only_ever_unreadable() -> None:
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM"):
-        buffer = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (20, 25, 3), dtype=np.uint8)).save(buffer, kind)
+        whole = encode(noise((25, 20)), kind)
         for _ in range(200):
-            data = bytearray(buffer.getvalue())
+            data = bytearray(whole)
             for place in rng.integers(0, min(len(data), 300), 4):
                 data[place] = rng.integers(0, 256)
             with suppress(OSError, ValueError):
