@@ -24,7 +24,7 @@ from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.feature_file import FeatureSource, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
-from smkd.files import expanded, sha256
+from smkd.files import expanded, printable, sha256
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
 from smkd.weights.load import MARK
@@ -142,7 +142,7 @@ def open_features(
         state, file = open_checkpoint(name, None if recipe is None else resolve(recipe), heads)
         source, config = backbone_of(state, name, network)
         for line in state.get(MARK, []):
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         config = changed(config, given)
         digest = sha256(file)
     _check_data(name, config)

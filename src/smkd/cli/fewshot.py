@@ -145,7 +145,7 @@ def features(
         console.print(f"{len(stream.images) - writer.count} unreadable images left out")
     if gone:
         said = f"{len(gone)} classes fall out, as none of their images can be read: {listed(gone)}"
-        console.print(said, markup=False)
+        console.print(said)
 
 
 @verb()
@@ -332,7 +332,7 @@ def _base_mean(base: Path | None) -> Tensor | None:
     return None if base is None else read_features(base).values.mean(dim=0)
 
 
-def _print(table: Any, conditions: str, markdown: bool) -> None:
+def _print(table: Any, conditions: list[str], markdown: bool) -> None:
     from smkd.engine.log import console
     from smkd.viz.measured import markdown_table, rich_table
 
@@ -340,4 +340,5 @@ def _print(table: Any, conditions: str, markdown: bool) -> None:
         typer.echo(markdown_table(table))
     else:
         console.print(rich_table(table))
-    console.print(conditions)
+    for line in conditions:
+        console.print(line)

@@ -35,7 +35,7 @@ from smkd.data.cache_build import INDEX, Index, shrunk, size_in_words
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
 from smkd.data.shards import ShardStore
-from smkd.errors import DataError
+from smkd.errors import DataError, SmkdWarning
 from smkd.files import explained, sha256, written_aside
 from smkd.processes import default_jobs
 from smkd.progress import Track
@@ -114,6 +114,7 @@ class CachedImages:
         warnings.warn(
             f"'{self.path}' is damaged at image '{self.name(index)}', which is decoded instead; "
             "the next run makes the cache anew",
+            SmkdWarning,
             stacklevel=3,
         )
 

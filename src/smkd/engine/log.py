@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor
 
 from smkd import __version__, distributed
@@ -27,6 +28,7 @@ from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.engine.step import StepResult
 from smkd.errors import ConfigError, SmkdError
+from smkd.files import printable
 
 Labels = NDArray[np.int64]
 
@@ -52,7 +54,14 @@ def cluster_agreement(assigned: Labels, labels: Labels) -> dict[str, float]:
     }
 
 
-console = Console(highlight=False, soft_wrap=True)
+class _Lines(Console):
+    """Prints texts as they are, one line each, whatever the names in them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Lines(highlight=False, soft_wrap=True, markup=False)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -126,7 +135,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line on the console."""
         if self.active:
-            (self.progress.console if self.progress else console).print(text, markup=False)
+            (self.progress.console if self.progress else console).print(text)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int) -> Iterator[Bar]:

@@ -71,7 +71,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
     if not run.complete:
         run.train()
     elif distributed.is_main():
-        console.print(f"{run.out}: already complete ({run.epoch} epochs)", markup=False)
+        console.print(f"{run.out}: already complete ({run.epoch} epochs)")
     return run.out
 
 
