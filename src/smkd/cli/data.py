@@ -127,7 +127,7 @@ def verify(
     from smkd.data.datasets import dataset_spec
     from smkd.data.sources import open_dataset
     from smkd.data.verify import verify as check
-    from smkd.prepare.registry import BENCHMARKS
+    from smkd.prepare.registry import BENCHMARKS, published_repeats
     from smkd.processes import default_jobs
 
     name = dataset or _prepared_name(root) or "folder"
@@ -136,7 +136,8 @@ def verify(
     say(source.description)  # at once: looking at every image may take a while
     expected = _published(name) if name in BENCHMARKS else None
     report = check(
-        source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
+        source, name, spec, crop=crop, expected=expected, published_repeats=published_repeats(name),
+        prepared=_prepared_files(root),
         jobs=processes or default_jobs(), track=shown,
     )  # fmt: skip
     if json_file is not None:
@@ -204,6 +205,7 @@ def report_lines(report: Report) -> list[str]:
     lines += _section("unreadable", unreadable)
     lines += _section("the same picture in different splits", [" = ".join(group) for group in report.leaked])
     lines += _section("the same picture more than once in a split", [" = ".join(group) for group in report.repeated])
+    lines += _section("known of the published benchmark to be the same picture", [" = ".join(g) for g in report.known])
     lines += ["", *(f"warning: {line}" for line in report.warnings), *(f"problem: {line}" for line in report.problems)]
     total = sum(facts.images for facts in report.splits.values())
     return lines if report.problems else [*lines, f"no problems found in {total} images"]

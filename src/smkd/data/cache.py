@@ -32,6 +32,7 @@ from torch import Tensor
 from smkd.config.schema import DataConfig
 from smkd.data import cache_build
 from smkd.data.cache_build import INDEX, Index, shrunk, size_in_words
+from smkd.data.decoding import pixels
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
 from smkd.data.shards import ShardStore
@@ -104,7 +105,7 @@ class CachedImages:
 
     def _fresh(self, index: int) -> Tensor:
         picture = shrunk(self.source.picture(index), self.size)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return torch.from_numpy(pixels(picture)).permute(2, 0, 1)
 
     def _give_up(self, index: int) -> None:
         """Use the source for this image from now on, and let the next run make the file anew."""
