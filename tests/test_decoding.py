@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
@@ -23,28 +24,56 @@ GREY = np.random.default_rng(0).integers(0, 256, (20, 25), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (20, 25, 3), dtype=np.uint8)
 
 
-def tiff(order: str, values: np.ndarray, *, bits: int, white_is_zero: bool = False, data: bytes | None = None) -> bytes:
-    """An uncompressed TIFF of one channel; `order` is '<' or '>'."""
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def tiff(
+    order: str, values: np.ndarray, *, bits: int, white_is_zero: bool = False, data: bytes | None = None,
+    photometric: int = 1, planes: int = 1,
+) -> bytes:  # fmt: skip
+    """An uncompressed TIFF; `order` is '<' or '>'."""
     data = values.astype(values.dtype.newbyteorder(order)).tobytes() if data is None else data
     sample_format = {"u": 1, "i": 2, "f": 3}[values.dtype.kind]
+    channels = values.shape[2] if values.ndim == 3 else 1
     tags = [
-        (256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1), (262, 0 if white_is_zero else 1),
-        (273, 8 + 2 + 12 * 10 + 4), (277, 1), (278, values.shape[0]), (279, len(data)), (339, sample_format),
+        (256, values.shape[1]), (257, values.shape[0]), (258, bits), (259, 1),
+        (262, 0 if white_is_zero else photometric), (273, 0), (277, channels), (278, values.shape[0]),
+        (279, len(data)), (284, planes), (339, sample_format),
     ]  # fmt: skip
-    rows = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
-    start = b"II" if order == "<" else b"MM"
-    return start + struct.pack(f"{order}HIH", 42, 8, len(tags)) + rows + struct.pack(f"{order}I", 0) + data
+    several = {258: [bits] * channels, 339: [sample_format] * channels} if channels > 1 else {}
+    if channels in (2, 4) and photometric < 5:
+        tags[10:10] = [(338, 2)]
+    start = 8 + 2 + 12 * len(tags) + 4
+    extra, rows = b"", b""
+    for tag, value in tags:
+        if tag in several:
+            place = start + len(extra)
+            extra += struct.pack(f"{order}{channels}H", *several[tag])
+            rows += struct.pack(f"{order}HHII", tag, 3, channels, place)
+        elif tag == 273:
+            rows += struct.pack(f"{order}HHII", tag, 4, 1, start + 2 * channels * len(several))
+        else:
+            rows += struct.pack(f"{order}HHII", tag, 4, 1, value)
+    begin = b"II" if order == "<" else b"MM"
+    head = begin + struct.pack(f"{order}HIH", 42, 8, len(tags)) + rows + struct.pack(f"{order}I", 0)
+    return head + extra + data
 
 
-def png(width: int, depth: int, colour: int, row: bytes, transparent: bytes, palette: bytes = b"") -> bytes:
-    """A PNG of one row with a tRNS chunk."""
+def png(
+    width: int, depth: int, colour: int, row: bytes, transparent: bytes = b"", palette: bytes = b"", height: int = 1
+) -> bytes:
+    """A PNG, with a tRNS chunk where there is one; `row` are all rows, each with its filter if there are several."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, 1, depth, colour, 0, 0, 0)
-    parts = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else []), (b"tRNS", transparent)]
-    parts += [(b"IDAT", zlib.compress(b"\0" + row)), (b"IEND", b"")]
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [(b"IHDR", header), *([(b"PLTE", palette)] if palette else [])]
+    parts += [(b"tRNS", transparent)] if transparent else []
+    parts += [(b"IDAT", zlib.compress(row if height > 1 else b"\0" + row)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
 
 
@@ -72,6 +101,8 @@ DEEP = {
     "TIFF, float 0 to 255, big": lambda: tiff(">", GREY.astype(np.float32), bits=32),
     "TIFF, float 0 to 65535": lambda: tiff("<", sixteen().astype(np.float32), bits=32),
     "8 bits in 16": lambda: tiff("<", GREY.astype(np.uint16), bits=16),
+    "12 bits in 16": lambda: tiff(">", sixteen(16), bits=16),
+    "12 bits in 16, PNG": lambda: encoded(Image.fromarray(sixteen(16)), "PNG"),
     "8 bits in int16": lambda: tiff("<", GREY.astype(np.int16), bits=16),
     "PGM": lambda: b"P5 25 20 65535\n" + sixteen().astype(">u2").tobytes(),
     "PGM, plain": lambda: b"P2 25 20 510\n" + b" ".join(str(2 * v).encode() for v in GREY.ravel().tolist()) + b"\n",
@@ -84,6 +115,87 @@ def test_grey_above_8_bits_is_the_picture_of_8_bits(kind: str) -> None:
     data = DEEP[kind]()
     np.testing.assert_array_equal(np.asarray(decode(data)), np.repeat(GREY[..., None], 3, axis=2))
     assert shape(data) == (20, 25)
+
+
+def deep_png(values: np.ndarray, colour: int, transparent: bytes = b"") -> bytes:
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    return png(values.shape[1], 16, colour, rows, transparent, height=len(values))
+
+
+def with_alpha(colour: np.ndarray) -> np.ndarray:
+    alpha = np.where(GREY > 100, 255, 0).astype(np.uint8)
+    return np.concatenate([colour, alpha[..., None]], axis=-1)
+
+
+KEPT = {"16 bits": 257, "12 bits in 16": 16, "8 bits in 16": 1}
+COLOURED = {
+    "PNG": lambda factor: deep_png(COLOUR.astype(np.uint16) * factor, 2),
+    "TIFF, little": lambda factor: tiff("<", COLOUR.astype(np.uint16) * factor, bits=16, photometric=2),
+    "TIFF, big": lambda factor: tiff(">", COLOUR.astype(np.uint16) * factor, bits=16, photometric=2),
+    "TIFF, compressed": lambda factor: compressed(tiff("<", COLOUR.astype(np.uint16) * factor, bits=16, photometric=2)),
+}
+
+
+def compressed(data: bytes) -> bytes:
+    """A TIFF of 16-bit colours by Adobe's deflate, which libtiff reads."""
+    head, count = bytearray(data), struct.unpack("<H", data[8:10])[0]
+    tags = {struct.unpack("<H", head[at : at + 2])[0]: at for at in range(10, 10 + 12 * count, 12)}
+    start = struct.unpack("<I", head[tags[273] + 8 : tags[273] + 12])[0]
+    packed = zlib.compress(data[start:])
+    head[tags[259] + 8 : tags[259] + 12] = struct.pack("<I", 8)
+    head[tags[279] + 8 : tags[279] + 12] = struct.pack("<I", len(packed))
+    return bytes(head[:start]) + packed
+
+
+@pytest.mark.parametrize("bits", KEPT)
+@pytest.mark.parametrize("kind", COLOURED)
+def test_colours_of_16_bits_are_the_picture_of_8_bits(kind: str, bits: str) -> None:
+    data = COLOURED[kind](KEPT[bits])
+    np.testing.assert_array_equal(np.asarray(decode(data)), COLOUR)
+    np.testing.assert_array_equal(np.asarray(as_rgb(Image.open(io.BytesIO(data)))), COLOUR)
+
+
+@pytest.mark.parametrize("bits", KEPT)
+def test_transparency_of_16_bits(bits: str) -> None:
+    factor = KEPT[bits]
+    both = with_alpha(COLOUR)
+    expected = np.where(both[..., 3:] == 255, COLOUR, 255)
+    deep = both.astype(np.uint16) * factor
+    full = deep.copy()
+    full[..., 3] = both[..., 3].astype(np.uint16) * 257  # alpha keeps all its bits where colours do not
+    for values in (deep, full):
+        for data in (deep_png(values, 6), tiff(">", values, bits=16, photometric=2)):
+            np.testing.assert_array_equal(np.asarray(decode(data)), expected)
+    colour = tuple(int(level) for level in COLOUR[3, 4])
+    keyed = deep_png(COLOUR.astype(np.uint16) * factor, 2, struct.pack(">3H", *(factor * level for level in colour)))
+    seen = np.asarray(decode(keyed))
+    assert (seen[3, 4] == 255).all()
+    np.testing.assert_array_equal(seen[0], COLOUR[0])
+    # grey with alpha, of which Pillow does not give the lower bytes
+    grey = with_alpha(GREY[..., None]).astype(np.uint16) * factor
+    if bits == "16 bits":
+        shown = np.where(GREY > 100, GREY, 255)
+        np.testing.assert_array_equal(np.asarray(decode(deep_png(grey, 4)))[..., 0], shown)
+    else:
+        with pytest.raises(ValueError, match=r"mode LA;16B: none of its values is above 4095 of 65535"):
+            decode(deep_png(grey, 4))
+
+
+def test_planes_of_16_bits_are_refused() -> None:
+    values = np.moveaxis(COLOUR, -1, 0).astype(np.uint16) * 257
+    data = tiff("<", COLOUR.astype(np.uint16), bits=16, photometric=2, planes=2, data=values.astype("<u2").tobytes())
+    with pytest.raises(ValueError, match="mode RGB with 16 bits in separate planes"):
+        decode(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_large_picture_is_converted_in_parts(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(COLOUR if mode == "RGB" else with_alpha(COLOUR))
+    whole = decode(encoded(image, "PNG"))
+    monkeypatch.setattr(decoding, "STRIP", 70)
+    parts = decode(encoded(image, "PNG"))
+    np.testing.assert_array_equal(decoding.pixels(parts), np.asarray(whole))
+    assert decoding.pixels(parts).flags.writeable
 
 
 @pytest.mark.parametrize("mode", ["I;16", "I;16L", "I;16B", "I;16N"])
@@ -101,7 +213,10 @@ def test_levels_of_a_pillow_image_in_any_byte_order(mode: str) -> None:
         (np.array([[0, np.nan]], np.float32), "mode F: no rule for values from nan to nan"),
         (np.array([[0, np.inf]], np.float32), "mode F: no rule"),
         (np.array([[-0.5, 0.5]], np.float32), "mode F: no rule for values from -0.5 to 0.5"),
-        (np.array([[300, 500]], np.uint16), "mode I;16: its values, from 300 to 500, all fall on one of 256 levels"),
+        (
+            np.array([[4900, 5000]], np.uint16),
+            "mode I;16: its values, from 4900 to 5000, all fall on one of 256 levels",
+        ),
     ],
 )
 def test_levels_without_a_rule_are_refused_by_name(values: np.ndarray, message: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 import typer
+from huggingface_hub.utils import HfHubHTTPError
 from safetensors import safe_open
 from typer.testing import CliRunner
 
@@ -22,6 +23,7 @@ from export_runs import run_folder
 from smkd.cli import weights as verbs
 from smkd.engine.restore import open_checkpoint
 from smkd.errors import CheckpointError, ConfigError, SmkdError
+from smkd.publishing.hub import push
 from smkd.weights import header
 
 app = typer.Typer()
@@ -144,6 +146,22 @@ def test_a_push_that_fails_keeps_the_folder(run: Path, tmp_path: Path, monkeypat
     refused("cannot push to 'org/name': the network is down; the folder is kept at '.*hub'$", run, "--to", "hub", "-o",
             tmp_path / "hub", "--repo", "org/name")  # fmt: skip
     assert (tmp_path / "hub" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("error", [HfHubHTTPError.__bases__[0]("no way"), RuntimeError("no way"), OSError("no way")])
+def test_what_the_hub_raises_is_a_line_and_a_mistake_of_ours_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def failing(*_: Any, **__: Any) -> None:
+        raise raised
+
+    raised: Exception = error
+    monkeypatch.setattr(huggingface_hub.HfApi, "create_repo", failing)
+    with pytest.raises(CheckpointError, match="cannot push to 'a/b': no way"):
+        push(tmp_path, "a/b")
+    raised = TypeError("ours")
+    with pytest.raises(TypeError, match="ours"):
+        push(tmp_path, "a/b")
 
 
 def test_a_wrong_repository(run: Path, tmp_path: Path) -> None:

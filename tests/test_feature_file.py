@@ -22,6 +22,7 @@ from smkd import __version__
 from smkd.errors import DataError
 from smkd.fewshot.feature_file import FeatureSource, FeatureWriter, _mapped, read_features, read_source
 from smkd.fewshot.features import check_features
+from smkd.prepare.run import PrepareRequest
 
 NAMES = ("cat", "dog", "hübsch")
 SOURCE = FeatureSource(
@@ -563,3 +564,51 @@ def test_arrays_that_torch_does_not_take() -> None:
     for array in (frozen, values.numpy()[:, ::-1][:, ::-1], values.numpy().astype(">f8"), values.numpy()[::-1][::-1]):
         assert torch.equal(check_features(array, labels).values, values)
     assert torch.equal(check_features(values.double().requires_grad_(), labels).values, values)
+
+
+def chunked(path: Path, rows: int, written: slice, chunks: tuple[int, int], **labels: Any) -> Path:
+    """Features and labels in chunks, of which some rows are written."""
+    values = np.random.default_rng(0).normal(size=(rows, 4)).astype("f4")
+    with h5py.File(path, "w") as file:
+        features = file.create_dataset("all_feats", (64, 4), "f4", chunks=chunks, maxshape=(None, 4))
+        features[written] = values[written]
+        file.create_dataset("all_labels", (64,), "i8", chunks=(8,))[labels.get("labels", slice(None))] = 1
+        file["count"] = [rows]
+    return path
+
+
+@pytest.mark.parametrize(
+    ("written", "chunks", "message"),
+    [
+        (slice(0, 16), (8, 4), "rows 16 to 23 of all_feats were never written in whole"),
+        (slice(8, 20), (8, 4), "rows 0 to 7 of all_feats"),
+        (slice(0, 16), (8, 2), "rows 16 to 19 of all_feats"),
+        (slice(0, 16), (16, 3), "rows 16 to 19 of all_feats"),
+    ],
+)
+def test_rows_that_were_never_written_are_refused(
+    tmp_path: Path, written: slice, chunks: tuple[int, int], message: str
+) -> None:
+    rows = 40 if "23" in message else 20
+    with pytest.raises(DataError, match=message):
+        read_features(chunked(tmp_path / "a.h5", rows, written, chunks))
+
+
+def test_chunks_that_are_written_are_read(tmp_path: Path) -> None:
+    for chunks in ((8, 4), (8, 3), (64, 4), (1, 1)):
+        features = read_features(chunked(tmp_path / "a.h5", 20, slice(0, 20), chunks))  # no padding is written
+        assert features.values.shape == (20, 4)
+    with pytest.raises(DataError, match="rows 8 to 15 of all_labels"):
+        read_features(chunked(tmp_path / "b.h5", 20, slice(0, 20), (8, 4), labels=slice(0, 8)))
+
+
+def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    chunked(tmp_path / "a.h5", 20, slice(0, 20), (8, 4))
+    for path in ("~/a.h5", Path("~/a.h5")):
+        assert len(read_features(path).labels) == 20
+        assert read_source(path).model == ""
+    request = PrepareRequest("x", Path("~/out"), (Path("~/a.tar"),), Path("~/in"), Path("~/lists"))
+    places = (request.out, *request.archives, request.source, request.lists)
+    assert places == (tmp_path / "out", tmp_path / "a.tar", tmp_path / "in", tmp_path / "lists")
+    assert PrepareRequest("x", Path("out")).source is None

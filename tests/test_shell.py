@@ -28,7 +28,7 @@ from smkd.classify import encoder
 from smkd.cli import app
 from smkd.config.loading import check, resolve
 from smkd.data.loader import worker_count
-from smkd.errors import ConfigError, DataError, SmkdError
+from smkd.errors import ConfigError, DataError, SmkdError, SmkdWarning
 
 SMKD = [sys.executable, "-m", "smkd"]
 
@@ -262,6 +262,44 @@ def test_results_are_written_before_they_are_printed(place: Path, monkeypatch: p
         assert json.loads(out.read_text())
 
 
+ODD = "a\nproblem: b\x1b[31m\u202egpj"
+SHOWN = r"a\nproblem: b\x1b[31m\u202egpj"
+
+
+@pytest.mark.slow
+def test_names_never_break_a_line(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(place)  # tables fold what is long
+    photo = next(path for path in (place / "support").rglob("*") if path.is_file())
+    photo = photo.rename(photo.with_name(ODD + photo.suffix))
+    features_file(place / f"{ODD}.h5")
+    table = (f"{ODD}.h5", "--shot", "1", "--episodes", "5", "--seed", "1")
+    for words in (
+        ("predict", place / "clf.smkd", photo),
+        ("index", place / "support", "-o", place / f"{ODD}.smkd", "--backbone", "pixels"),
+        ("search", place / f"{ODD}.smkd", photo, "--top", "9"),
+        ("eval", *table),
+        ("eval", *table, "--markdown"),
+        ("compare", *table, "--head", "knn", "--head", "prototype"),
+        ("data", "verify", place / "support", "--processes", "1"),
+    ):
+        result = run(*words)
+        assert result.exit_code in (0, 1), (words, result.exception)
+        assert SHOWN in result.output or words[0] in ("compare", "data")
+        assert not any(line.startswith("problem: b") for line in result.output.splitlines())
+        assert "\x1b" not in result.output
+    photo.write_bytes(b"")
+    assert f"{SHOWN}{photo.suffix}': the file is empty" in run("predict", place / "clf.smkd", photo, place).stderr
+    answers = json.loads(run("predict", place / "clf.smkd", place, "--json", "-").stdout)
+    assert str(photo) in answers["unreadable"]  # as it is
+    done = subprocess.run([*SMKD, "predict", place / "clf.smkd", photo], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == f"smkd: cannot read image '{photo.parent}/{SHOWN}{photo.suffix}': the file is empty\n"
+    processes.show_warning(SmkdWarning(f"'{ODD}'"), SmkdWarning, "file.py", 1)
+    assert capsys.readouterr().err == f"smkd: '{SHOWN}'\n"
+
+
 @pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback() -> None:
     process = subprocess.Popen([*SMKD, "recipes"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -385,6 +423,23 @@ def test_a_users_error_among_several_processes_is_said_once(tmp_path: Path) -> N
         if start is SMKD:
             assert done.returncode == 2
             assert done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", ["devices", "torchrun"])
+def test_a_warning_among_several_processes_is_a_line_said_once(tmp_path: Path, start: str) -> None:
+    photographs(tmp_path / "photos" / "train", (8, 8))
+    (next((tmp_path / "photos" / "train").iterdir()) / "far.heic").touch()
+    words = training(
+        tmp_path, "devices=2", f"data={tmp_path / 'photos'}", "data.dataset=folder", "epochs=1", "num_workers=0"
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "smkd"]
+    begin = SMKD if start == "devices" else torchrun
+    done = subprocess.run([*begin, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stderr.splitlines() if "far.heic" in line or "SmkdWarning" in line]
+    assert len(said) == 1, done.stderr
+    assert said[0].startswith("smkd: ")
 
 
 @pytest.mark.slow

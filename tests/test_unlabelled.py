@@ -77,6 +77,42 @@ def test_validation_data_are_a_val_split_or_all_there_is(album: Path, make_folde
         open_validation(api.resolve("debug-pretrain", [*SETTINGS, f"data={labelled}", f"validation.data={album}"]))
 
 
+@pytest.mark.parametrize("folders", [["DCIM"], ["a", "b"], ["2024/May", "2024/June"]])
+def test_phase_1_takes_all_images_of_too_few_folders_to_be_split(
+    tmp_path: Path, folders: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, count = tmp_path / "album", 9
+    for number in range(count):
+        place = root / [*folders, "."][number % (len(folders) + 1)]  # some lie beside the folders
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number}.png").write_bytes(encoded(number % 3, number))
+    run = pretrained(root)
+    shown = " ".join(capsys.readouterr().out.split())
+    classes = "2 classes" if "a" in folders else "1 class"
+    assert f"album: {count} images of {classes}, too few to be split by class, all for training" in shown
+    assert shown.count("validation is off") == 1
+    assert f"{count} images without classes" in shown
+    assert (run / "checkpoints" / "last.pt").is_file()
+    with pytest.raises(DataError, match="splitting by class needs at least 3"):
+        pretrained(root, "objective.labels=true")
+    assert len(open_split(DataConfig(root=root / folders[0].split("/")[0]), "train", labelled=False)) < count
+
+
+def test_too_few_classes_in_another_form(tmp_path: Path) -> None:
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(encoded(0, number))
+    (tmp_path / "list.csv").write_text("path,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(4)))
+    source = open_dataset(tmp_path / "list.csv", labelled=False)
+    assert not source.labelled
+    assert len(source.open("train")) == 4
+    by_image = open_dataset(tmp_path / "list.csv", split_by="images", labelled=False)
+    assert by_image.labelled  # what is asked for is done
+    (tmp_path / "other" / "x").mkdir(parents=True)
+    (tmp_path / "other" / "x" / "1.heic").touch()
+    with pytest.raises(DataError, match=r"other' holds only 1 \.heic"):
+        open_dataset(tmp_path / "other", labelled=False)
+
+
 def test_an_album_is_a_data_set_of_one_split(album: Path) -> None:
     (album / "far.heic").write_bytes(b"")
     with pytest.warns(UserWarning, match=r"left out: 1 \.heic"):

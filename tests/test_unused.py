@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import smkd
+from classify_data import tiny_checkpoint
 from made_images import sized_splits
 from smkd import api
 from smkd.adaptation import planned
+from smkd.classify.encoder import open_encoder
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import PatternImages, describe, open_split
 from smkd.engine.bench import measure_steps
 from smkd.errors import ConfigError, DataError
+from smkd.publishing import write
 
 QUICK = ("epochs=1", "validation.every=0", "data.limit_per_class=2", "num_workers=0", "accelerator=cpu")
 EMBEDDED = [name for name in loading.recipe_names() if loading.resolve(name).data.dataset == "patterns"]
@@ -169,3 +173,53 @@ def test_a_recipe_may_hold_settings_of_what_a_word_turns_off(tmp_path: Path) -> 
     mine = tmp_path / "mine.yaml"
     mine.write_text("extends: debug-distill\nobjective: {patch: {matching: reference}}\n", encoding="utf-8")
     assert loading.resolve(str(mine), ["objective.patch.weight=0"]).objective.patch.matching == "reference"
+
+
+# ---- of sources of features
+
+
+def refused(what: str | Path, **options: Any) -> str:
+    with pytest.raises(ConfigError) as found:
+        api.open_features(what, **options)
+    return str(found.value)
+
+
+def test_an_option_without_an_effect_on_a_source(photos: Path, tmp_path: Path) -> None:
+    data = {"data": {"root": str(photos)}, "evaluation": {"split": "test"}}
+    recipe = {"recipe": "debug-pretrain"}
+    for group, key, value in (
+        ("evaluation", "resize", 40), ("evaluation", "crop", 24), ("features", "blocks", 1),
+        ("features", "parts", ["cls"]),
+    ):  # fmt: skip
+        changes = {**data, group: {**data.get(group, {}), key: value}}
+        assert f"{group}.{key}={value} has no effect: plain" in refused("pixels", **recipe, changes=changes)
+        assert api.open_features("random", **recipe, changes=changes)
+    assert "precision=fp32 has no effect" in refused("pixels", **recipe, changes={**data, "precision": "fp32"})
+    for source in ("pixels", "random"):
+        for name, value in (("network", "student"), ("heads", 2)):
+            said = refused(source, **recipe, changes=data, **{name: value})
+            assert f"{name}={value} has no effect: '{source}' is no" in said
+    assert api.open_features("pixels", **recipe, changes=data).features()
+
+
+def test_a_recipe_for_what_has_settings_of_its_own(photos: Path, tmp_path: Path) -> None:
+    network = tiny_checkpoint(tmp_path / "net.pt")
+    words = r"recipe=debug-distill has no effect: '.*net\.pt' has settings of its own; leave it out"
+    with pytest.raises(ConfigError, match=words):
+        api.open_features(network, recipe="debug-distill")
+    with pytest.raises(ConfigError, match=words):
+        open_encoder(network, "debug-distill")
+    with pytest.raises(ConfigError, match="recipe=debug-distill has no effect: 'pixels' is no network"):
+        open_encoder("pixels", "debug-distill")
+    # beside a source that needs it, it has one
+    changes = {"data": {"root": str(photos)}, "evaluation": {"crop": 32}}
+    names = [each.name for each in api.open_all(["pixels", network], recipe="debug-distill", changes=changes)]
+    assert names == ["pixels", str(network)]
+    write.export(network, "safetensors", tmp_path / "a.safetensors")
+    assert "has settings of its own" in refused(tmp_path / "a.safetensors", recipe="debug-distill")
+
+
+def test_rotary_positions_are_of_no_image_size() -> None:
+    with pytest.raises(ConfigError, match=r"model\.image_size has no effect: model\.rotary=true"):
+        loading.resolve("debug-pretrain", ["model.rotary=true", "model.image_size=64"])
+    assert loading.resolve("debug-pretrain", ["model.rotary=true"]).model.rotary

@@ -25,6 +25,7 @@ from smkd.data.sources import open_dataset
 from smkd.data.verify import Report, verify
 from smkd.errors import DataError
 from smkd.prepare.manifest import Identity, write_manifest
+from smkd.prepare.registry import class_list, published_repeats
 from smkd.viz.contact import MOST_CLASSES, THUMB, contact_sheet
 
 app = typer.Typer()
@@ -123,6 +124,33 @@ def test_leakage_is_found_under_other_names_and_formats(root: Path) -> None:
     assert report.repeated == [[str(root / "val/val-1/0.jpg"), str(root / "val/val-1/copy.jpg")]]
     assert any("occur more than once inside a split" in line for line in report.warnings)
     assert " = ".join(names) in command("verify", root, "--processes", 1).stdout
+
+
+def test_what_is_known_of_a_benchmark_is_told_from_what_is_new(tmp_path: Path) -> None:
+    pairs = published_repeats("mini-imagenet")
+    assert len(pairs) == 8
+    split_of = {entry.folder: entry.split for entry in class_list("mini-imagenet")}
+    splits = [{split_of[name.split("/")[0]] for name in pair} for pair in pairs]
+    assert sorted(map(sorted, splits)) == [["train"]] * 2 + [["train", "val"]] * 6
+    places = [tmp_path / "mini" / split_of[name.split("/")[0]] / name for pair in pairs for name in sorted(pair)]
+    for number, place in enumerate(places):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        save(place, 7, number // 2, 0)
+    words = ("verify", tmp_path / "mini", "--processes", 1, "--json", tmp_path / "a.json", "--dataset")
+    done = command(*words, "mini-imagenet")
+    assert "warning: 8 pictures occur more than once, which is known of the published benchmark" in done.stdout
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert (len(report["known"]), report["leaked"], report["repeated"]) == (8, [], [])
+    assert not any("leakage" in line for line in report["problems"])
+    # of another data set nothing is known
+    assert "problem: 6 pictures are in more than one split" in command(*words, "folder").stdout
+    # a third image with the same pixels is new
+    shutil.copy(places[-1], places[-1].with_name("another.jpg"))
+    shutil.copy(places[0], places[0].with_name("more.jpg"))
+    done = command(*words, "mini-imagenet")
+    assert "warning: 6 pictures occur more than once, which is known" in done.stdout
+    report = json.loads((tmp_path / "a.json").read_text())
+    assert sorted(map(len, report["leaked"] + report["repeated"])) == [3, 3]
 
 
 def test_equal_bytes_of_other_shapes_are_no_copies(root: Path) -> None:

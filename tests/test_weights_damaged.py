@@ -23,6 +23,7 @@ from made_images import photographs
 from smkd import adaptation, api
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.cli import weights
+from smkd.config.loading import resolve
 from smkd.engine import checkpoint
 from smkd.engine.restore import backbone_of, open_checkpoint, restore
 from smkd.engine.step import Learner
@@ -395,3 +396,12 @@ def test_a_backbone_with_damaged_settings_is_not_built(run: dict[str, Any]) -> N
     run["config"]["model"]["mlp_dim"] = 10**9
     with pytest.raises(CheckpointError, match=r"the weights have model\.mlp_dim=128"):
         backbone_of(run, "f", "teacher")
+
+
+def test_a_weight_that_cannot_be_loaded_is_named_in_a_line() -> None:
+    network = tiny_network()
+    weights = {f"backbone.{name}": value for name, value in network.state_dict().items()}
+    weights["backbone.norm.bias"] = weights["backbone.norm.bias"].to_sparse()  # of the right shape
+    state = {"teacher": weights, "config": resolve("debug-pretrain").model_dump(mode="json")}
+    with pytest.raises(CheckpointError, match=r"^'x\.pt': its weights do not fit .*\"norm\.bias\"[^\n]*$"):
+        backbone_of(state, "x.pt", "teacher")

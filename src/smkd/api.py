@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +18,13 @@ from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS
 from smkd.device import pick_device
 from smkd.engine.launch import launch
-from smkd.engine.restore import backbone_of, open_checkpoint
+from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.feature_file import FeatureSource, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
-from smkd.files import expanded, sha256
+from smkd.files import expanded, printable, sha256
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
 from smkd.weights.load import MARK
@@ -96,20 +96,34 @@ class Opened:
         about: where the features come from.
         protocol: how its run is measured.
         stream: features batch by batch, or None for a feature file.
+        unused: what was given and has no effect on it, such as 'recipe=debug-pretrain', and why.
     """
 
     name: str
     about: FeatureSource
     protocol: ProtocolConfig
     stream: Stream | None
+    unused: Mapping[str, str] = field(default_factory=dict)
 
     def features(self) -> Features:
         """All features; those of a file are mapped into memory."""
         return self.stream.collect() if self.stream is not None else read_features(Path(self.name))
 
 
+def open_all(
+    sources: Iterable[str | Path], *, recipe: str | None = None, network: Literal["teacher", "student"] | None = None,
+    changes: Mapping[str, Any] | None = None, heads: int | None = None,
+) -> list[Opened]:  # fmt: skip
+    """Several sources of features, of which each setting that is given has an effect on one; see `open_features`."""
+    opened = [_open(each, recipe, network, changes or {}, heads) for each in sources]
+    for given, reason in opened[0].unused.items():
+        if all(given in each.unused for each in opened):
+            raise ConfigError(f"{given} has no effect: {reason}; leave it out")
+    return opened
+
+
 def open_features(
-    what: str | Path, *, recipe: str | None = None, network: Literal["teacher", "student"] = "teacher",
+    what: str | Path, *, recipe: str | None = None, network: Literal["teacher", "student"] | None = None,
     changes: Mapping[str, Any] | None = None, heads: int | None = None,
 ) -> Opened:  # fmt: skip
     """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
@@ -117,38 +131,68 @@ def open_features(
     Args:
         what: path or name of the source; weights of another project (docs/weights.md) need a recipe.
         recipe: recipe that gives data and image size to 'pixels', 'random' and weights of other projects.
-        network: which of a checkpoint's two.
+        network: which of a checkpoint's two; none is the teacher.
         changes: settings that replace the run's, such as `{"evaluation": {"split": "val"}}`.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
-        SmkdError: there is no such source, or a setting does not fit it.
+        SmkdError: there is no such source, or a setting does not fit it, or has no effect.
     """
-    given = changes or {}
+    return open_all([what], recipe=recipe, network=network, changes=changes, heads=heads)[0]
+
+
+def _open(
+    what: str | Path, recipe: str | None, network: Literal["teacher", "student"] | None, given: Mapping[str, Any],
+    heads: int | None,
+) -> Opened:  # fmt: skip
     name = str(what)
+    words = {"recipe": recipe, "network": network, "heads": heads}
     if Path(name).suffix in FEATURE_SUFFIXES:
         if heads is not None:
             raise ConfigError(f"'{name}' is a feature file: --heads {heads} cannot be changed")
-        return _open_file(str(expanded(name)), given)
+        unused = _unused(words, ("recipe", "network"), f"'{name}' is a feature file")
+        return replace(_open_file(str(expanded(name)), given), unused=unused)
     source: VisionTransformer | Literal["pixels"] = "pixels"
-    digest = ""
+    digest, unused = "", dict[str, str]()
     if name in ("pixels", "random"):
         if recipe is None:
             raise ConfigError(f"'{name}' needs --recipe, whose data and image size it takes")
         config = changed(resolve(recipe), given)
+        unused = _unused(words, ("network", "heads"), f"'{name}' is no file of weights")
         if name == "random":
             source = random_backbone(config)
+        else:
+            unused |= _unused(_words(given), PIXELS_WITHOUT, "plain colours need no network")
     else:
         state, file = open_checkpoint(name, None if recipe is None else resolve(recipe), heads)
-        source, config = backbone_of(state, name, network)
+        if has_settings(state):
+            unused = _unused(words, ("recipe",), f"'{name}' has settings of its own")
+        source, config = backbone_of(state, name, network or "teacher")
         for line in state.get(MARK, []):
-            print(line, file=sys.stderr)
+            print(printable(line), file=sys.stderr)
         config = changed(config, given)
         digest = sha256(file)
     _check_data(name, config)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)
-    return Opened(name, _about(source, name, config, stream, digest), protocol, stream)
+    return Opened(name, _about(source, name, config, stream, digest), protocol, stream, unused)
+
+
+PIXELS_WITHOUT = (
+    "evaluation.resize", "evaluation.crop", "features.blocks", "features.parts", "precision",
+)  # fmt: skip
+"""Settings of networks, which plain colours are without."""
+
+
+def _words(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings by dotted key."""
+    groups = {key: value if isinstance(value, Mapping) else {"": value} for key, value in given.items()}
+    return {f"{group}.{key}".strip("."): value for group, values in groups.items() for key, value in values.items()}
+
+
+def _unused(given: Mapping[str, Any], names: Iterable[str], reason: str) -> dict[str, str]:
+    """Those of the settings that are given."""
+    return {f"{name}={given[name]}": reason for name in names if given.get(name) is not None}
 
 
 def random_backbone(config: RunConfig) -> VisionTransformer:
@@ -163,11 +207,9 @@ def _open_file(name: str, given: Mapping[str, Any]) -> Opened:
     if split and about.split and split != about.split:
         raise ConfigError(f"'{name}' holds features of {about.split} classes, not of {split}")
     # a file's images and network are what they are
-    for group, values in given.items():
-        for key, value in values.items() if isinstance(values, Mapping) else [("", values)]:
-            place = f"{group}.{key}".strip(".")
-            if value is not None and place not in ("accelerator", "evaluation.split"):
-                raise ConfigError(f"'{name}' is a feature file: {place}={value} cannot be changed")
+    for place, value in _words(given).items():
+        if value is not None and place not in ("accelerator", "evaluation.split"):
+            raise ConfigError(f"'{name}' is a feature file: {place}={value} cannot be changed")
     said = about.split or split  # other programs' files do not say it
     known = {"split": said} if said in SPLITS else {}
     return Opened(name, about, ProtocolConfig.model_validate(known), None)

@@ -11,6 +11,7 @@ import difflib
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -29,6 +30,8 @@ FULL = 2**20
 """Bytes; with less left, a failed write is put down to the disk being full."""
 SHOWN = 5
 """Names that a message lists."""
+UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+"""Characters of a name that would break a line, or let it do something to the terminal."""
 REASONS = {
     errno.ENOENT: "its folder is not there",
     errno.ENOTDIR: "a file is there where a folder is needed",
@@ -141,6 +144,11 @@ def listed(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def printable(text: str) -> str:
+    """The text on one line: line ends, control characters and those that turn the direction of writing are escaped."""
+    return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

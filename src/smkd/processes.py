@@ -1,4 +1,4 @@
-"""Worker processes: how many may be started, how they end with their parent, and why one died."""
+"""Worker processes: how many may be started, which one speaks, how they end with their parent, and why one died."""
 
 from __future__ import annotations
 
@@ -8,18 +8,35 @@ import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import TextIO
 
-from smkd.errors import DataError
-from smkd.files import cores
+from smkd.errors import DataError, SmkdWarning
+from smkd.files import cores, printable
 
 GUARD = 'start it below `if __name__ == "__main__":` (the main guard), in a script that is a file'
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
 """PyTorch's message about a loading process that ended."""
 NO_GUARD = 3
 """Exit code of a process that found itself in a script without a main guard."""
+
+
+def is_first_rank() -> bool:
+    """Whether this process speaks to the user: of several that train together one does."""
+    return os.environ.get("RANK", "").strip() in ("", "0")
+
+
+def show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """For `warnings.showwarning`: ours as one line, as the command line prints them; others in Python's form."""
+    ours = issubclass(category, SmkdWarning)
+    text = warnings.formatwarning(message, category, filename, lineno, line)
+    print(f"smkd: {printable(str(message))}\n" if ours else text, file=file or sys.stderr, end="", flush=True)
 
 
 def allowed(count: int) -> int:

@@ -21,7 +21,7 @@ from smkd.config.run_config import RunConfig
 from smkd.config.schema import FeaturesConfig, ModelConfig, Section
 from smkd.data.datasets import DatasetSpec, configured_spec
 from smkd.device import autocast_type, pick_device
-from smkd.engine.restore import backbone_of, open_checkpoint
+from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import cores
@@ -234,13 +234,13 @@ def open_encoder(
         backbone: run folder, checkpoint, weights of another project (docs/weights.md), 'pixels' for plain colours, a
             network, or an encoder, which is taken as it is.
         recipe: gives image size, normalisation and pooling to a network, or to weights that have none (default
-            'folder-pretrain'); ignored for a checkpoint that has its own.
+            'folder-pretrain').
         accelerator: 'auto', 'cpu', 'cuda' or 'mps'.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
 
     Raises:
         CheckpointError: missing, unreadable, with NaN, or no ViT of a kind that this package has.
-        ConfigError: a network without a recipe, or an unknown recipe.
+        ConfigError: a network without a recipe, an unknown recipe, or one for what has settings of its own.
     """
     if heads is not None and (isinstance(backbone, Encoder | VisionTransformer) or str(backbone) == PIXELS):
         raise ConfigError(f"heads={heads} is for files of weights, which do not say how many they have")
@@ -255,12 +255,20 @@ def open_encoder(
         config = resolve(recipe) if isinstance(recipe, str) else recipe
         return Encoder(EncoderConfig.of_run(config, described(backbone)), backbone, accelerator=accelerator)
     if str(backbone) == PIXELS:
+        if recipe is not None:
+            raise ConfigError(f"recipe={_name(recipe)} has no effect: '{PIXELS}' is no network; leave it out")
         return Encoder(EncoderConfig(), None, accelerator=accelerator)
     base = recipe if isinstance(recipe, RunConfig) else resolve(recipe or FOREIGN_RECIPE)
     state, _ = open_checkpoint(backbone, base, heads)
+    if recipe is not None and has_settings(state):
+        raise ConfigError(f"recipe={_name(recipe)} has no effect: '{backbone}' has settings of its own; leave it out")
     network, config = backbone_of(state, str(backbone), "teacher")
     settings = EncoderConfig.of_run(config, config.model)
     return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))
+
+
+def _name(recipe: str | RunConfig) -> str:
+    return recipe if isinstance(recipe, str) else recipe.recipe
 
 
 def described(backbone: VisionTransformer) -> ModelConfig:

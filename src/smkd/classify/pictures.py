@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smkd.data.decoding import as_rgb, decode, read_file
+from smkd.data.decoding import as_rgb, decode, pixels, read_file
 from smkd.data.formats import class_folders, find_images, foreign_line, warn
 from smkd.data.images import SPLITS, FolderImages
 from smkd.errors import DataError
@@ -88,7 +88,7 @@ class Pictures:
         except TypeError as error:
             kind = type(item).__name__
             raise InputError(f"{self.name(index)} is a {kind}; expected a path, a Pillow image or an array") from error
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return torch.from_numpy(pixels(picture)).permute(2, 0, 1)
 
     def name(self, index: int) -> str:
         """Path of the image, or its place in the list."""

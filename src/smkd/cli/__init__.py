@@ -6,12 +6,14 @@ import io
 import os
 import sys
 import warnings
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
 from smkd.cli import classify, data, fewshot, training, weights
-from smkd.errors import SmkdError, SmkdWarning
+from smkd.cli.output import say
+from smkd.errors import SmkdError
+from smkd.processes import show_warning
 
 app = typer.Typer(
     name="smkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -89,7 +91,7 @@ def _main() -> None:
     debug = "--debug" in sys.argv
     # accepted anywhere on the line
     sys.argv = [sys.argv[0], *(word for word in sys.argv[1:] if word != "--debug")]
-    warnings.showwarning = _show_warning
+    warnings.showwarning = show_warning
     code = SmkdError.exit_code
     try:
         app()
@@ -104,16 +106,5 @@ def _main() -> None:
     else:
         return
     if not os.environ.get("RANK") or _fails_first():
-        typer.echo(f"smkd: {message}", err=True)
+        say(f"smkd: {message}", err=True)
     raise SystemExit(code)
-
-
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: TextIO | None = None,
-    line: str | None = None,
-) -> None:  # fmt: skip
-    """A line on standard error about what is left out; Python's own form for the warnings of others."""
-    if issubclass(category, SmkdWarning):
-        typer.echo(f"smkd: {message}", err=True)
-    else:
-        typer.echo(warnings.formatwarning(message, category, filename, lineno, line), file or sys.stderr, nl=False)

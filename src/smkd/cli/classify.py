@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from smkd.cli.fewshot import AttentionHeads
-from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, write_json, write_text
+from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, say, write_json, write_text
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
 from smkd.files import listed
@@ -72,7 +72,7 @@ def fit(
     if json_file is not None:
         write_json(json_file, _record(classifier))
     _say(_summary(classifier, head))
-    typer.echo(f"written: {out}")
+    say(f"written: {out}")
 
 
 @verb()
@@ -108,7 +108,7 @@ def predict(
         left = loaded.left_out_.as_dict(REJECTS if reject is None else [reject])
         write_json(json_file, {"images": answers, "unreadable": unread, "left_out": left})
     for answer in answers:
-        typer.echo(_line(answer))
+        say(_line(answer))
     _count_unreadable(encoded)
 
 
@@ -130,7 +130,7 @@ def index(
     _say(encoder.report)
     encoded = _some(encoder, paths)
     ImageIndex(encoder, encoded.values, [str(paths[row]) for row in encoded.rows]).save(out)
-    typer.echo(f"{out}: {len(encoded.rows)} images, features of {encoder.dim} numbers")
+    say(f"{out}: {len(encoded.rows)} images, features of {encoder.dim} numbers")
     _count_unreadable(encoded)
 
 
@@ -145,7 +145,7 @@ def search(
 
     opened = ImageIndex.load(index_file)
     for name, cosine in opened.search(opened.encoder([image]), top)[0]:
-        typer.echo(f"{cosine:7.4f}  {name}")
+        say(f"{cosine:7.4f}  {name}")
 
 
 def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
@@ -163,13 +163,13 @@ def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
         more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         raise DataError(f"{encoded.unreadable[0]}{more}")
     for line in encoded.unreadable:
-        typer.echo(f"smkd: {line}", err=True)
+        say(f"smkd: {line}", err=True)
     return encoded
 
 
 def _count_unreadable(encoded: Encoded) -> None:
     if encoded.unreadable:
-        typer.echo(f"smkd: {len(encoded.unreadable)} unreadable images left out", err=True)
+        say(f"smkd: {len(encoded.unreadable)} unreadable images left out", err=True)
         raise typer.Exit(1)
 
 
@@ -261,7 +261,7 @@ def _table(answers: list[dict[str, Any]]) -> str:
 
 def _say(lines: list[str]) -> None:
     for line in lines:
-        typer.echo(line)
+        say(line)
 
 
 @verb()
@@ -285,9 +285,9 @@ def app(
     check_port(host, port)
     encoder = open_encoder(backbone, recipe, heads=heads)
     for line in encoder.report:
-        typer.echo(line)
+        say(line)
     about = "No network, only plain colours: `--backbone` gives one."
     if encoder.backbone is not None:
         size = sum(weight.numel() for weight in encoder.backbone.parameters()) / 1e6
         about = f"Backbone: {backbone}, {size:.1f} M parameters, images of {encoder.config.crop} pixels."
-    serve(encoder, about, support, host, port, open_, typer.echo)
+    serve(encoder, about, support, host, port, open_, say)

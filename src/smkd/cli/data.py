@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from smkd.cli.output import JSON, PREPARED, SHEETS, write_json
+from smkd.cli.output import JSON, PREPARED, SHEETS, say, write_json
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
 from smkd.files import explained, written_aside
@@ -31,9 +31,7 @@ def list_datasets() -> None:
     for name, facts in BENCHMARKS.items():
         counts = facts.counts.values()
         classes = "/".join(f"{split.classes:,}" for split in counts)
-        typer.echo(
-            f"{name:{width}}  {classes} classes, {sum(split.images for split in counts):,} images: {facts.needs}"
-        )
+        say(f"{name:{width}}  {classes} classes, {sum(split.images for split in counts):,} images: {facts.needs}")
 
 
 @data_app.command()
@@ -43,17 +41,16 @@ def info(name: Name) -> None:
     from smkd.prepare.registry import benchmark
 
     facts = benchmark(name)
-    typer.echo(f"{facts.title} ({facts.paper})")
+    say(f"{facts.title} ({facts.paper})")
     for split, size in facts.counts.items():
         groups = len({entry.group for entry in facts.classes if entry.split == split and entry.group})
-        typer.echo(
-            f"  {split:5}  {size.classes:5,} classes  {size.images:9,} images{f'  {groups} groups' if groups else ''}"
-        )
-    typer.echo(f"Split: {facts.rule}.\nNeeds {facts.needs}.\nLicence: {facts.licence}")
+        say(f"  {split:5}  {size.classes:5,} classes  {size.images:9,} images{f'  {groups} groups' if groups else ''}")
+    for line in (f"Split: {facts.rule}.", f"Needs {facts.needs}.", f"Licence: {facts.licence}"):
+        say(line)
     for download in facts.downloads:
-        typer.echo(f"File: {download.url}  {download.digest}")
+        say(f"File: {download.url}  {download.digest}")
     for page in sorted({download.page for download in facts.downloads}):
-        typer.echo(f"Page: {page}")
+        say(f"Page: {page}")
 
 
 @data_app.command()
@@ -84,8 +81,8 @@ def prepare(
 
     request = PrepareRequest(name, out, tuple(archive or ()), source, lists, _size(size), link, processes)
     with bars() as on_progress:
-        digest = run(request, on_progress, lambda line: typer.echo(f"warning: {line}", err=True))
-    typer.echo(f"prepared {name} in {out} (dataset.json sha256 {digest})")
+        digest = run(request, on_progress, lambda line: say(f"warning: {line}", err=True))
+    say(f"prepared {name} in {out} (dataset.json sha256 {digest})")
 
 
 def _size(text: str | None) -> Size | None:
@@ -130,16 +127,17 @@ def verify(
     from smkd.data.datasets import dataset_spec
     from smkd.data.sources import open_dataset
     from smkd.data.verify import verify as check
-    from smkd.prepare.registry import BENCHMARKS
+    from smkd.prepare.registry import BENCHMARKS, published_repeats
     from smkd.processes import default_jobs
 
     name = dataset or _prepared_name(root) or "folder"
     spec = dataset_spec(name)
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
-    typer.echo(source.description)  # at once: looking at every image may take a while
+    say(source.description)  # at once: looking at every image may take a while
     expected = _published(name) if name in BENCHMARKS else None
     report = check(
-        source, name, spec, crop=crop, expected=expected, prepared=_prepared_files(root),
+        source, name, spec, crop=crop, expected=expected, published_repeats=published_repeats(name),
+        prepared=_prepared_files(root),
         jobs=processes or default_jobs(), track=shown,
     )  # fmt: skip
     if json_file is not None:
@@ -152,10 +150,10 @@ def verify(
                 sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
                 sheet.save(aside / f"{split}.png")
     for line in report_lines(report):
-        typer.echo(line)
+        say(line)
     if sheets is not None:
         for split in report.splits:
-            typer.echo(f"contact sheet: {sheets / f'{split}.png'}")
+            say(f"contact sheet: {sheets / f'{split}.png'}")
     if report.problems:
         raise typer.Exit(1)
 
@@ -174,15 +172,15 @@ def stats(
     from smkd.processes import default_jobs
 
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
-    typer.echo(source.description)
+    say(source.description)
     found = image_statistics(source.open("train"), processes or default_jobs(), shown)
     left_out = f", {found.unreadable} unreadable ones left out" if found.unreadable else ""
-    typer.echo(f"train: {found.images} images, {found.pixels} pixels{left_out}; red, green, blue on the 0-1 scale")
-    typer.echo(f"mean  {_numbers(found.mean)}")
-    typer.echo(f"std   {_numbers(found.std)}")
+    say(f"train: {found.images} images, {found.pixels} pixels{left_out}; red, green, blue on the 0-1 scale")
+    say(f"mean  {_numbers(found.mean)}")
+    say(f"std   {_numbers(found.std)}")
     mean, std = (",".join(f"{value:.4f}" for value in values) for values in (found.mean, found.std))
-    typer.echo(f"for a run:    data.mean=[{mean}] data.std=[{std}]")
-    typer.echo(f"for DATASETS: DatasetSpec(({mean.replace(',', ', ')}), ({std.replace(',', ', ')}))")
+    say(f"for a run:    data.mean=[{mean}] data.std=[{std}]")
+    say(f"for DATASETS: DatasetSpec(({mean.replace(',', ', ')}), ({std.replace(',', ', ')}))")
 
 
 def report_lines(report: Report) -> list[str]:
@@ -207,6 +205,7 @@ def report_lines(report: Report) -> list[str]:
     lines += _section("unreadable", unreadable)
     lines += _section("the same picture in different splits", [" = ".join(group) for group in report.leaked])
     lines += _section("the same picture more than once in a split", [" = ".join(group) for group in report.repeated])
+    lines += _section("known of the published benchmark to be the same picture", [" = ".join(g) for g in report.known])
     lines += ["", *(f"warning: {line}" for line in report.warnings), *(f"problem: {line}" for line in report.problems)]
     total = sum(facts.images for facts in report.splits.values())
     return lines if report.problems else [*lines, f"no problems found in {total} images"]

@@ -116,7 +116,7 @@ def features(
     part: Annotated[
         list[PartChoice] | None, typer.Option(help="Tokens that make the feature; may be repeated.")
     ] = None,
-    network: Annotated[NetworkChoice, typer.Option(help="Which of the two networks.")] = NetworkChoice.teacher,
+    network: Annotated[NetworkChoice | None, typer.Option(help="Which of the two networks; else the teacher.")] = None,
     resize: Resize = None,
     crop: Crop = None,
     precision: Annotated[Precision | None, typer.Option(help="Arithmetic of the backbone.")] = None,
@@ -131,7 +131,8 @@ def features(
     changes = _changes(split, data, resize, crop, accelerator)
     changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
     changes["precision"] = precision and precision.value
-    opened = api.open_features(model, recipe=recipe, network=network.value, changes=changes, heads=attention_heads)
+    chosen: Any = None if network is None else network.value
+    opened = api.open_features(model, recipe=recipe, network=chosen, changes=changes, heads=attention_heads)
     stream = opened.stream
     if stream is None:
         raise ConfigError(f"'{model}' is a feature file already")
@@ -145,7 +146,7 @@ def features(
         console.print(f"{len(stream.images) - writer.count} unreadable images left out")
     if gone:
         said = f"{len(gone)} classes fall out, as none of their images can be read: {listed(gone)}"
-        console.print(said, markup=False)
+        console.print(said)
 
 
 @verb()
@@ -187,7 +188,7 @@ def evaluate(
     from smkd.viz import measured
 
     changes = _changes(split, data, resize, crop, accelerator)
-    opened = [api.open_features(source, recipe=recipe, changes=changes, heads=attention_heads) for source in sources]
+    opened = api.open_all(sources, recipe=recipe, changes=changes, heads=attention_heads)
     given = {
         "shots": tuple(shot) if shot else None, "query": query, "query_dirichlet": query_dirichlet,
         "episodes": episodes, "seed": seed,
@@ -250,7 +251,7 @@ def compare(
             f"compare takes two sources, or one source and two heads, not {len(sources)} and {len(heads)}"
         )
     changes = _changes(split, data, resize, crop, accelerator)
-    opened = [api.open_features(source, recipe=recipe, changes=changes, heads=attention_heads) for source in sources]
+    opened = api.open_all(sources, recipe=recipe, changes=changes, heads=attention_heads)
     values = [_placed(each.features(), accelerator) for each in opened]
     check_same_images(values[0], values[-1])
     given = {
@@ -332,7 +333,7 @@ def _base_mean(base: Path | None) -> Tensor | None:
     return None if base is None else read_features(base).values.mean(dim=0)
 
 
-def _print(table: Any, conditions: str, markdown: bool) -> None:
+def _print(table: Any, conditions: list[str], markdown: bool) -> None:
     from smkd.engine.log import console
     from smkd.viz.measured import markdown_table, rich_table
 
@@ -340,4 +341,5 @@ def _print(table: Any, conditions: str, markdown: bool) -> None:
         typer.echo(markdown_table(table))
     else:
         console.print(rich_table(table))
-    console.print(conditions)
+    for line in conditions:
+        console.print(line)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import typer
+
 from smkd.errors import ConfigError
-from smkd.files import explained, written_aside
+from smkd.files import explained, printable, written_aside
 
 STANDARD = Path("-")
 """Standard output."""
@@ -182,6 +184,11 @@ def _mode(path: Path, output: Output) -> int | None:
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
     return None
+
+
+def say(line: str = "", *, err: bool = False) -> None:
+    """Print one line, whatever the names in it."""
+    typer.echo(printable(line), err=err)
 
 
 def write_text(path: Path, text: str, option: str) -> None:

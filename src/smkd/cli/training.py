@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from smkd.cli.fewshot import AttentionHeads
-from smkd.cli.output import DEMO, JSON, RUN, write_json
-from smkd.cli.verb import is_first_rank, verb
+from smkd.cli.output import DEMO, JSON, RUN, say, write_json
+from smkd.cli.verb import verb
 from smkd.errors import ConfigError
+from smkd.processes import is_first_rank
 
 STOPPED = "stopped at once; the same command goes on from the last checkpoint"
 recipes_app = typer.Typer(help="List the recipes, or show one.")
@@ -57,7 +58,7 @@ def list_recipes(context: typer.Context) -> None:
 
     width = max(len(name) for name in recipe_names())
     for name in recipe_names():
-        typer.echo(f"{name:{width}}  {recipe_summary(name)}")
+        say(f"{name:{width}}  {recipe_summary(name)}")
 
 
 @recipes_app.command("show")
@@ -78,7 +79,7 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     config = api.resolve(recipe, settings or [], phase)
     run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
     if is_first_rank():
-        typer.echo(f"run folder: {run}")
+        say(f"run folder: {run}")
 
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def adapt(
     adapted = adapt(data, out, backbone, settings or [], heads)
     if is_first_rank():
         for line in [*report(adapted), *next_commands(adapted, data)]:
-            typer.echo(line)
+            say(line)
 
 
 def report(adapted: Adapted) -> list[str]:

@@ -12,11 +12,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, ParamSpec, get_type_hints
 
-import typer
-
-from smkd.cli.output import STANDARD, Output, check, standard
+from smkd.cli.output import STANDARD, Output, check, say, standard
 from smkd.errors import ConfigError
 from smkd.files import expanded
+from smkd.processes import is_first_rank
 
 P = ParamSpec("P")
 CLOSED = 128 + 13
@@ -117,7 +116,7 @@ def _ended(stopped: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         if is_first_rank():
-            typer.echo(stopped, err=True)
+            say(stopped, err=True)
         number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         raise SystemExit(128 + number) from None
     except BrokenPipeError as error:
@@ -127,11 +126,6 @@ def _ended(stopped: str) -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGTERM, before)
-
-
-def is_first_rank() -> bool:
-    """Whether this process speaks to the user: under torchrun one does."""
-    return os.environ.get("RANK", "").strip() in ("", "0")
 
 
 def _terminate(number: int, frame: object) -> None:

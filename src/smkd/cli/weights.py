@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from smkd.cli.fewshot import AttentionHeads, NetworkChoice
-from smkd.cli.output import CHECKPOINT, EXPORT, RECIPE, write_text
+from smkd.cli.output import CHECKPOINT, EXPORT, RECIPE, say, write_text
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 
@@ -56,9 +56,9 @@ def import_(
         heads=heads, beside=file, allow_missing=allow_missing or (),
     )  # fmt: skip
     for line in state[load.MARK]:
-        console.print(line, markup=False)
+        console.print(line)
     checkpoint.save_checkpoint(state, target)
-    console.print(f"written: {target}", markup=False)
+    console.print(f"written: {target}")
 
 
 @verb()
@@ -76,7 +76,7 @@ def import_args(
     if out is not None and out.exists():
         raise ConfigError(f"'{out}' exists; choose another -o")
     for note in made.notes:
-        typer.echo(note, err=True)
+        say(note, err=True)
     if out is None:
         typer.echo(made.text, nl=False)
     else:
@@ -125,5 +125,5 @@ def export(
         license=license, recipe=recipe, overwrite=overwrite, heads=heads,
     )  # fmt: skip
     for line in written.report:
-        console.print(line, markup=False)
-    console.print(f"written: {written.path}", markup=False)
+        console.print(line)
+    console.print(f"written: {written.path}")

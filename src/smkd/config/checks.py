@@ -144,6 +144,7 @@ def _unused(config: RunConfig) -> dict[str, str]:
             not patches and objective.cls.weight == 0, "no term compares student and teacher",
             "objective.student_temperature",
         ),
+        (config.model.rotary, "model.rotary=true stores no positions and takes any size", "model.image_size"),
         (config.local_views.count == 0, "local_views.count=0", "local_views.size local_views.scale augment.blur_local"),
         (views < 2, f"global_views.count={views}", "augment.blur_other_global augment.solarize_other_global"),
         (

@@ -20,6 +20,7 @@ from smkd.config.run_config import RunConfig
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
 from smkd.files import expanded, nearest
+from smkd.processes import is_first_rank
 
 # What may differ when a run is resumed: places, and how or how long it computes, not what.
 FREE_KEYS = frozenset((
@@ -188,7 +189,7 @@ def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     values = config.model_dump(mode="json")
     for key, (_, epochs) in changes.items():
         values = _merged(values, _nested(key.split("."), epochs))
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
+    if is_first_rank():
         said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
         print(f"shortened to fit into epochs={config.epochs}: {said}", file=sys.stderr)
     return check(values)

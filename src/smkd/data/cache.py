@@ -32,10 +32,11 @@ from torch import Tensor
 from smkd.config.schema import DataConfig
 from smkd.data import cache_build
 from smkd.data.cache_build import INDEX, Index, shrunk, size_in_words
+from smkd.data.decoding import pixels
 from smkd.data.hub import PREFIX, HubStore
 from smkd.data.images import FileStore, Images, StoredImages
 from smkd.data.shards import ShardStore
-from smkd.errors import DataError
+from smkd.errors import DataError, SmkdWarning
 from smkd.files import explained, sha256, written_aside
 from smkd.processes import default_jobs
 from smkd.progress import Track
@@ -104,7 +105,7 @@ class CachedImages:
 
     def _fresh(self, index: int) -> Tensor:
         picture = shrunk(self.source.picture(index), self.size)
-        return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        return torch.from_numpy(pixels(picture)).permute(2, 0, 1)
 
     def _give_up(self, index: int) -> None:
         """Use the source for this image from now on, and let the next run make the file anew."""
@@ -114,6 +115,7 @@ class CachedImages:
         warnings.warn(
             f"'{self.path}' is damaged at image '{self.name(index)}', which is decoded instead; "
             "the next run makes the cache anew",
+            SmkdWarning,
             stacklevel=3,
         )
 

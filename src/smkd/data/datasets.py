@@ -169,7 +169,7 @@ def open_source(config: DataConfig, *, labelled: bool = True) -> DatasetSource:
         raise DataError(f"data set '{config.dataset}' needs its folder: data=<folder with train/, val/, test/>")
     source = open_dataset(
         config.root, split_by=config.split_by, split_seed=config.split_seed, split_file=config.split_file,
-        label_column=config.label_column,
+        label_column=config.label_column, labelled=labelled,
     )  # fmt: skip
     if labelled and not source.labelled:
         raise DataError(

@@ -1,9 +1,10 @@
 """From an image file to pixels: reading with limits, decoding with Pillow, and one rule for each mode.
 
-Every picture becomes upright 8-bit RGB. Transparent pixels are laid over white; their own colour is ignored. Grey
-levels above 8 bits are scaled by their type (16 bits: divided by 256; 12 bits, where a TIFF says so: by 16). If no
-level of 16 bits is above 255, they are 8-bit levels and stay. 32-bit integers may hold 0 to 255, or 0 to 65535 as 16
-bits do; floating-point numbers may also be 0 to 1. Of an animation the first frame is taken.
+Every picture becomes upright 8-bit RGB. Transparent pixels are laid over white; their own colour is ignored. Levels
+above 8 bits, of grey or of colours, are scaled by their type (16 bits: divided by 256; 12 bits, where a TIFF says so:
+by 16). If no level of 16 bits is above 4095 they are 12-bit levels, and if none is above 255 they are 8-bit levels.
+32-bit integers may hold 0 to 255, or 0 to 65535 as 16 bits do; floating-point numbers may also be 0 to 1. Of an
+animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,14 +33,19 @@ MOST_PIXELS = 178_956_970
 BACKGROUND = (255, 255, 255, 255)
 """What is seen through transparent pixels."""
 
+STRIP = 4 * 2**20
+"""So many pixels of an image are converted at a time."""
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 """What undoes each of EXIF's orientations."""
-BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO = 258, 262, 0
-"""Tags of a TIFF file, and a value of the second."""
+BITS_PER_SAMPLE, PHOTOMETRIC, PLANES, WHITE_IS_ZERO, SEPARATE = 258, 262, 284, 0, 2
+"""Tags of a TIFF file, and a value of the second and of the third."""
+DEEP = ";16"
+"""In Pillow's names for how pixels are stored: 16 bits a level, of which it gives the upper 8, but for grey alone."""
 END_OF_CODESTREAM = b"\xff\xd9"
 """Ends a JPEG 2000 image; its other bytes never are these two."""
 KEY_SCALE = {"1": 255, "L;2": 85, "L;4": 17}
@@ -85,6 +92,23 @@ def decode(data: bytes, most_pixels: int = MOST_PIXELS) -> Image.Image:
     """
     with _opened(data, most_pixels) as image:
         return _upright(image)
+
+
+def pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Levels of an RGB image, uint8 [height, width, 3], that may be written to.
+
+    Row by row, as it were: Pillow's own conversion holds two further copies of all pixels for a moment.
+    """
+    import numpy as np
+
+    height, width = image.height, image.width
+    rows = max(1, STRIP // width)
+    if rows >= height:
+        return np.array(image)
+    levels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        levels[top : top + rows] = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+    return levels
 
 
 def shape(data: bytes, most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
@@ -144,12 +168,88 @@ def _at_most(pixels: int) -> str:
 
 def _upright(image: Image.Image) -> Image.Image:
     """An opened image as RGB, as the camera was held where the file says so."""
-    tiles = getattr(image, "tile", ())
-    raw = tiles[0][3] if tiles and image.format == "PNG" else None
+    raw = _stored_as(image)
+    data = _whole(image) if DEEP in raw and not image.mode.startswith("I") else None
     image.load()
     orientation = _orientation(image)
+    if data is not None and _brightest(image) < 16:
+        image, raw = _of_both_bytes(image, raw, data), ""
     seen = _seen(image, raw)
     return seen if orientation == 1 else seen.transpose(TURNS[orientation])
+
+
+def _stored_as(image: Image.Image) -> str:
+    """How the file of an image that is not loaded yet stores its pixels, in Pillow's word; empty if it has none."""
+    tiles = getattr(image, "tile", ())
+    if not tiles:
+        return ""
+    codec, arguments = tiles[0][0], tiles[0][3]
+    raw = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    if codec == "SGI16":
+        return f"{raw}{DEEP}B"
+    if _tag(image, PLANES) == SEPARATE and codec == "raw" and _tag(image, BITS_PER_SAMPLE) == 16:
+        raise ValueError(f"image of mode {image.mode} with 16 bits in separate planes, which Pillow reads wrongly")
+    return raw if isinstance(raw, str) else ""
+
+
+def _whole(image: Image.Image) -> bytes:
+    """The file of an image that is not loaded yet."""
+    file = image.fp  # type: ignore[attr-defined]
+    place = file.tell()
+    file.seek(0)
+    data: bytes = file.read()
+    file.seek(place)
+    return data
+
+
+def _brightest(image: Image.Image) -> int:
+    """The largest level of its colours."""
+    return max(high for band, (_, high) in zip(image.getbands(), _extrema(image), strict=True) if band != "A")
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    return [band.getextrema() for band in image.split()]  # type: ignore[misc]
+
+
+def _of_both_bytes(image: Image.Image, raw: str, data: bytes) -> Image.Image:
+    """An image of 16 bits, of which Pillow gave the upper byte, where 12 or 8 bits are kept in them.
+
+    Raises:
+        ValueError: Pillow cannot give the lower byte.
+    """
+    import numpy as np
+
+    order = raw[-1].replace("N", "L" if sys.byteorder == "little" else "B")
+    other = raw[:-1] + ("B" if order == "L" else "L")
+    if image.format not in ("PNG", "TIFF") or raw.startswith("L"):
+        reason = "none of its values is above 4095 of 65535, and Pillow reads their upper 8 bits alone"
+        raise ValueError(f"image of mode {raw}: {reason}; save it as 8 bits")
+    with Image.open(io.BytesIO(data), formats=[image.format]) as lower:
+        # the bytes of each number in the other order, of which Pillow takes the upper one again
+        lower.tile = [_stored_otherwise(tile, other) for tile in lower.tile]
+        lower.load()
+        values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(lower)
+    colours = [number for number, band in enumerate(image.getbands()) if band != "A"]
+    shift = _kept_in_16(values[..., colours].max())
+    levels = values >> shift
+    if len(colours) < values.shape[-1]:
+        levels[..., -1] = values[..., -1] >> _kept_in_16(values[..., -1].max())
+    made = Image.frombytes(image.mode, image.size, levels.astype(np.uint8).tobytes())
+    if isinstance(key := image.info.get("transparency"), tuple):
+        made.info["transparency"] = tuple(level >> shift for level in key)
+    return made
+
+
+def _stored_otherwise(tile: Any, raw: str) -> Any:
+    """A part of a file with another word for how it stores its pixels."""
+    changed = (raw, *tile[3][1:]) if isinstance(tile[3], tuple) else raw
+    # a plain tuple in older versions
+    return tile._replace(args=changed) if hasattr(tile, "_replace") else (*tile[:3], changed)
+
+
+def _kept_in_16(highest: int) -> int:
+    """By how many bits levels of 16 bits are shifted to have 8, from the highest of them."""
+    return 0 if highest <= 255 else 4 if highest <= 4095 else 8
 
 
 def _orientation(image: Image.Image) -> int:
@@ -161,7 +261,7 @@ def _orientation(image: Image.Image) -> int:
     return int(said) if said in range(1, 9) else 1
 
 
-def _seen(image: Image.Image, raw: Any = None) -> Image.Image:
+def _seen(image: Image.Image, raw: str) -> Image.Image:
     """A loaded image as RGB over the background.
 
     Args:
@@ -183,7 +283,7 @@ def _seen(image: Image.Image, raw: Any = None) -> Image.Image:
         image = _with_key(image, key * KEY_SCALE[raw])
     if raw == "RGB;16B" and isinstance(key, tuple):
         image = _with_key(image, tuple(level >> 8 for level in key))
-    return _over_background(image.convert("RGBA"))
+    return _over_background(image if image.mode == "RGBA" else image.convert("RGBA"))
 
 
 def _with_key(image: Image.Image, key: int | tuple[int, ...]) -> Image.Image:
@@ -198,7 +298,12 @@ def _over_background(image: Image.Image) -> Image.Image:
     low, _ = image.getchannel("A").getextrema()
     if low == 255:
         return image.convert("RGB")
-    return Image.alpha_composite(Image.new("RGBA", image.size, BACKGROUND), image).convert("RGB")
+    seen = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        part = image.crop((0, top, image.width, min(top + rows, image.height)))
+        seen.paste(Image.alpha_composite(Image.new("RGBA", part.size, BACKGROUND), part).convert("RGB"), (0, top))
+    return seen
 
 
 def _of_levels(image: Image.Image) -> Image.Image:
@@ -231,10 +336,10 @@ def _scaled(values: NDArray[Any], image: Image.Image) -> NDArray[np.uint8]:
         raise ValueError(f"grey image of mode {image.mode}: no rule for values from {low} to {high}; save it as 8 bits")
     elif image.mode == "F" and high <= 1:
         values = np.rint(values * np.float32(255))
-    elif high <= 255:
+    elif image.mode == "F" and high <= 255:
         values = np.rint(values)
     else:
-        values = values.astype(np.uint16) >> 8
+        values = values.astype(np.uint16) >> _kept_in_16(high)
     levels: NDArray[np.uint8] = values.astype(np.uint8)
     return levels
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from smkd.errors import DataError, SmkdWarning
+from smkd.processes import is_first_rank
 
 PICTURES = frozenset({
     # Pillow itself reads these
@@ -175,7 +176,7 @@ def foreign_line(names: list[str]) -> str:
 
 def warn(lines: Iterable[str]) -> None:
     """Say what is left out, once a line."""
-    if os.environ.get("RANK", "0") == "0":  # once, of several processes
+    if is_first_rank():
         for line in lines:
             warnings.warn(line, SmkdWarning, stacklevel=2)
 

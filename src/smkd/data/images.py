@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from smkd.data.decoding import decode, read_file
+from smkd.data.decoding import decode, pixels, read_file
 from smkd.data.formats import (
     Found,
     class_folders,
@@ -106,7 +106,7 @@ class StoredImages:
 
     def load(self, index: int) -> Tensor:
         """See `Images.load`."""
-        return torch.from_numpy(np.array(self.picture(index))).permute(2, 0, 1)
+        return torch.from_numpy(pixels(self.picture(index))).permute(2, 0, 1)
 
     def picture(self, index: int) -> Image.Image:
         """The image as Pillow decodes it, RGB; raises `DataError` naming it if it is unreadable."""

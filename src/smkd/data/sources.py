@@ -10,7 +10,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,7 +28,7 @@ from smkd.data.formats import (
     warn,
 )
 from smkd.data.hub import PREFIX, open_hub
-from smkd.data.images import SPLITS, FileStore, FolderImages, StoredImages, UnlabelledImages, chosen_images
+from smkd.data.images import SPLITS, FileStore, FolderImages, Store, StoredImages, UnlabelledImages, chosen_images
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.splits import part_of_each_class, split_by_file, split_by_seed
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
@@ -132,7 +132,7 @@ class DatasetSource:
 
 def open_dataset(
     root: Path | str, *, split_by: Literal["classes", "images"] = "classes", split_seed: int = 0,
-    split_file: Path | None = None, label_column: str | None = None,
+    split_file: Path | None = None, label_column: str | None = None, labelled: bool = True,
 ) -> DatasetSource:  # fmt: skip
     """Find out which form of data set a root holds.
 
@@ -142,6 +142,7 @@ def open_dataset(
         split_seed: of that split.
         split_file: CSV (class,split) to use instead of the seed, for classes.
         label_column: column of a table that holds the class, if it is not called label or class.
+        labelled: whether classes are needed; if not, images of too few classes to be split are all for training.
 
     Raises:
         DataError: the root is missing, or has none of the forms or several; names what was found.
@@ -151,8 +152,11 @@ def open_dataset(
         place = str(expanded(place))
     split_file = split_file and expanded(split_file)
     found = open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
-    listing = found if isinstance(found, Listing) else None
     by_image = split_by == "images" and found.splits is None
+    few = found.splits is None and len(set(found.classes)) < len(SPLITS)
+    if few and not (labelled or by_image or split_file):
+        found = _unsplit(place, found)
+    listing = found if isinstance(found, Listing) else None
     pairs: Iterable[tuple[str, str]]
     if found.splits is not None:
         pairs, rule = zip(found.splits, found.classes, strict=True), "splits of its own"
@@ -255,14 +259,27 @@ def _look(root: Path, label_column: str | None) -> Listing | _Folders:
 
 
 def _unlabelled(root: Path) -> Listing:
-    """The images of a folder without class folders, as the one class of a training split."""
+    """The images of a folder without class folders."""
     found = find_images(root)
+    if not found.images:
+        raise DataError(f"data folder '{root}' holds only {foreign_line(found.foreign)}")
     left_out = found.left_out(root)
     warn(left_out)
-    classes, splits = ["unlabelled"] * len(found.images), [SPLITS[0]] * len(found.images)
-    return Listing(
-        FileStore(root, found.images), classes, splits, "images without class folders", left_out, labelled=False
-    )
+    return _for_training(FileStore(root, found.images), "images without class folders", left_out)
+
+
+def _unsplit(root: str, found: Listing | _Folders) -> Listing:
+    """All images of what has too few classes to be split, those beside the class folders as well."""
+    count = len(set(found.classes))
+    form = f"images of {count} class{'es' * (count > 1)}, too few to be split by class"
+    if isinstance(found, Listing):
+        return _for_training(found.store, form, found.left_out)
+    return replace(_unlabelled(Path(root)), form=form)
+
+
+def _for_training(store: Store, form: str, left_out: list[str]) -> Listing:
+    """Images as the one class, which nobody named, of a training split."""
+    return Listing(store, ["unlabelled"] * len(store), [SPLITS[0]] * len(store), form, left_out, labelled=False)
 
 
 def _files(root: Path, *patterns: str) -> list[Path]:

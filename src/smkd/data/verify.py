@@ -6,7 +6,7 @@ A problem makes results wrong. A warning may be harmless.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +65,7 @@ class Report:
         shared_classes: splits of each class that is in more than one.
         leaked: names of images with the same pixels in different splits, one group a picture.
         repeated: the same inside one split.
+        known: such groups, of both kinds, that the published benchmark is known to have.
         counts: where the counts are not the published ones.
         changed, missing, extra: '<split>/<class>/<image>' of files that are not as they were prepared.
         mean, std: of the training images on the 0-1 scale; none without a readable one.
@@ -80,6 +81,7 @@ class Report:
     shared_classes: dict[str, list[str]]
     leaked: list[list[str]]
     repeated: list[list[str]]
+    known: list[list[str]]
     counts: list[str]
     changed: list[str]
     missing: list[str]
@@ -98,7 +100,8 @@ class Report:
 
 def verify(
     source: DatasetSource, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
-    prepared: Files | None = None, jobs: int = 1, track: Track | None = None,
+    published_repeats: Collection[Set[str]] = (), prepared: Files | None = None, jobs: int = 1,
+    track: Track | None = None,
 ) -> Report:  # fmt: skip
     """Look at every image of every split.
 
@@ -107,6 +110,7 @@ def verify(
         dataset: its name in the data-set table, whose row is `spec`.
         crop: side in pixels of the views that are cut from the images.
         expected: the published counts, where they are known.
+        published_repeats: '<class>/<image>' of the images of each picture that the benchmark has more than once.
         prepared: the files that `dataset.json` names, where there is one.
         jobs: processes.
         track: shows progress.
@@ -117,7 +121,7 @@ def verify(
     images = {split: source.open(split) for split in source.classes}
     seen = {split: scan(of_split, jobs, track, split) for split, of_split in images.items()}
     facts = {split: _facts(images[split], seen[split], crop) for split in images}
-    leaked, repeated = _repeats(images, seen)
+    leaked, repeated, known = _repeats(images, seen, published_repeats)
     counts = [] if expected is None else _counts(images, expected)
     shared = source.shared_classes()
     found = {} if prepared is None else _files(source, images, seen)
@@ -125,10 +129,11 @@ def verify(
     missing, extra = sorted((prepared or {}).keys() - found.keys()), sorted(found.keys() - (prepared or {}).keys())
     mean, std = _statistics(seen.get("train"))
     return Report(
-        source.description, dataset, crop, facts, shared, leaked, repeated, counts, changed, missing, extra,
+        source.description, dataset, crop, facts, shared, leaked, repeated, known, counts, changed, missing, extra,
         mean, std, spec.mean, spec.std,
         problems=_problems(facts, shared, leaked, counts) + _file_problems(changed, missing, extra),
-        warnings=_left_out(source, images) + _warnings(facts, repeated, crop, (mean or ()) + (std or ()), spec),
+        warnings=_left_out(source, images)
+        + _warnings(facts, repeated, known, crop, (mean or ()) + (std or ()), spec),
     )  # fmt: skip
 
 
@@ -166,9 +171,9 @@ def _facts(images: StoredImages, seen: ImageFacts, crop: int) -> SplitFacts:
 
 
 def _repeats(
-    images: Mapping[str, StoredImages], seen: Mapping[str, ImageFacts]
-) -> tuple[list[list[str]], list[list[str]]]:
-    """Names of images with equal pixels: across splits, and inside one."""
+    images: Mapping[str, StoredImages], seen: Mapping[str, ImageFacts], published: Collection[Set[str]]
+) -> tuple[list[list[str]], list[list[str]], list[list[str]]]:
+    """Names of images with equal pixels: across splits, inside one, and those that are known of the benchmark."""
     times = Counter(content for part in seen.values() for content in part.hashes if content)
     groups: dict[bytes, list[tuple[str, int]]] = {}
     for split, part in seen.items():
@@ -177,10 +182,14 @@ def _repeats(
                 groups.setdefault(content, []).append((split, index))
     leaked: list[list[str]] = []
     repeated: list[list[str]] = []
+    known: list[list[str]] = []
     for places in groups.values():
         names = [images[split].name(index) for split, index in places]
-        (leaked if len({split for split, _ in places}) > 1 else repeated).append(names)
-    return leaked, repeated
+        if any({"/".join(Path(name).parts[-2:]) for name in names} <= pair for pair in published):
+            known.append(names)
+        else:
+            (leaked if len({split for split, _ in places}) > 1 else repeated).append(names)
+    return leaked, repeated, known
 
 
 def _counts(images: Mapping[str, StoredImages], expected: Expected) -> list[str]:
@@ -230,8 +239,9 @@ def _file_problems(changed: list[str], missing: list[str], extra: list[str]) -> 
 
 
 def _warnings(
-    facts: Mapping[str, SplitFacts], repeated: list[list[str]], crop: int, found: tuple[float, ...], spec: DatasetSpec
-) -> list[str]:
+    facts: Mapping[str, SplitFacts], repeated: list[list[str]], known: list[list[str]], crop: int,
+    found: tuple[float, ...], spec: DatasetSpec,
+) -> list[str]:  # fmt: skip
     lines = [f"there is no {split} split" for split in ("train", "val", "test") if split not in facts]
     for split, fact in facts.items():
         if fact.below_crop and fact.shorter_side is not None:
@@ -241,6 +251,8 @@ def _warnings(
             )
     if repeated:
         lines.append(f"{len(repeated)} pictures occur more than once inside a split: support and query may share them")
+    if known:
+        lines.append(f"{len(known)} pictures occur more than once, which is known of the published benchmark")
     if found and max(abs(a - b) for a, b in zip(found, spec.mean + spec.std, strict=True)) > CLOSE:
         lines.append("mean or deviation is far from the constants used; `smkd data stats` prints better ones")
     return lines

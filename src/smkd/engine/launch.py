@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
@@ -38,6 +39,7 @@ from smkd.processes import (
     end_where_unguarded,
     end_with_parent,
     interrupts_later,
+    show_warning,
 )
 
 HOST = "127.0.0.1"
@@ -125,10 +127,11 @@ class _PassedOn(Listener):
 def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
     store = dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     context = multiprocessing.get_context("spawn")
+    in_lines = warnings.showwarning is show_warning
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         workers = [
-            context.Process(target=_worker, args=(config, evaluator, folder, rank, store.port))
+            context.Process(target=_worker, args=(config, evaluator, folder, rank, store.port, in_lines))
             for rank in range(config.devices)
         ]
         ended: list[int | None] = []
@@ -196,10 +199,12 @@ def _report(ended: Sequence[int | None], folder: Path) -> None:
     raise SmkdError(f"process {rank} of {len(ended)} failed: {told.strip().splitlines()[-1]}") from RuntimeError(told)
 
 
-def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: int, port: int) -> None:
+def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: int, port: int, in_lines: bool) -> None:
     """Train as one of several; what goes wrong is left in a file, and the exit code makes the parent stop the rest."""
     end_with_parent()
     end_at_interrupts()
+    if in_lines:
+        warnings.showwarning = show_warning
     (folder / f"{rank}.started").touch()
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.devices),

@@ -17,14 +17,23 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from smkd import __version__
 from smkd.config import foreign_text, loading
 from smkd.config.run_config import RunConfig
 from smkd.errors import ConfigError, SmkdError
-from smkd.files import explained, written_aside
+from smkd.files import explained, printable, written_aside
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Lines(Console):
+    """Prints texts as they are, one line each, whatever the names in them."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+console = _Lines(highlight=False, soft_wrap=True, markup=False)
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -107,7 +116,7 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line on the console."""
         if self.active:
-            (self.progress.console if self.progress else console).print(text, markup=False)
+            (self.progress.console if self.progress else console).print(text)
 
     @contextmanager
     def bar(self, title: str, total: int, done: int) -> Iterator[Bar]:

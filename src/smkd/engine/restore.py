@@ -56,6 +56,11 @@ def is_ours(content: dict[str, Any]) -> bool:
     return isinstance(content.get("config"), dict) and str(content.get("format")) == str(checkpoint.FORMAT)
 
 
+def has_settings(state: dict[str, Any]) -> bool:
+    """Whether what `open_checkpoint` gave has settings of its own, not those of `base`."""
+    return is_ours(state) or load.EXPORTED in state
+
+
 def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list[str]:
     """Load student, teacher and centres, and on request the optimiser with its loss scaler.
 
@@ -142,5 +147,9 @@ def backbone_of(
     weights = {k.removeprefix(prefix): v for k, v in state[network].items() if k.startswith(prefix)}
     check_described(weights, config.model, where)
     backbone = VisionTransformer.from_config(config.model, mask_token="mask_token" in weights)
-    backbone.load_state_dict(weights)
+    try:
+        backbone.load_state_dict(weights)
+    except RuntimeError as error:  # lines of PyTorch's, the first of which names no weight
+        _, first, *_ = [*str(error).splitlines(), ""]
+        raise CheckpointError(f"'{where}': its weights do not fit its settings: {first.strip()}") from error
     return backbone.eval(), config

@@ -79,7 +79,7 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
         if not run.complete:
             run.train()
         elif distributed.is_main():
-            console.print(f"{out}: already complete ({run.epoch} epochs)", markup=False)
+            console.print(f"{out}: already complete ({run.epoch} epochs)")
     return out
 
 

@@ -12,6 +12,7 @@ import contextlib
 import io
 import math
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -169,7 +170,7 @@ def _utf8(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: str | Path) -> Features:
     """Features of a file, in the order of its rows.
 
     Plain float32 features are mapped copy-on-write: pages are read when they are used, and writing to the tensor does
@@ -179,6 +180,7 @@ def read_features(path: Path) -> Features:
     Raises:
         DataError: the file is missing, cut short, of another layout, or its rows fail `check_features`.
     """
+    path = expanded(path)
     with _opened(path) as file:
         features, labels, count = _layout(file, path)
         values = torch.from_numpy(_mapped(path, features, count))
@@ -186,12 +188,13 @@ def read_features(path: Path) -> Features:
     return replace(check_features(values, numbers, source.class_names, where=f"'{path}'"), skipped=source.skipped)
 
 
-def read_source(path: Path) -> FeatureSource:
+def read_source(path: str | Path) -> FeatureSource:
     """What a feature file says about its origin.
 
     Raises:
         DataError: the file is missing, cut short or of another layout.
     """
+    path = expanded(path)
     with _opened(path) as file:
         _layout(file, path)
         return _source(file)
@@ -259,12 +262,30 @@ def _check_stored(dataset: Any, path: Path, rows: int) -> None:
     wanted = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
     if wanted and not stored:
         raise DataError(f"'{path}': {name} is {shape_in_words(dataset)}, but no number of it was ever written")
+    if dataset.chunks is not None:
+        _check_chunks(dataset, path, rows)
     # a chunk is read whole
     chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
     most = stored if dataset.chunks is None else max(SMALL, MOST_RATIO * stored)
     if stored > path.stat().st_size or max(wanted, chunk) > most:
         raise DataError(
             f"cannot read '{path}': {name} claims {max(wanted, chunk):,} bytes, of which the file holds {stored:,}"
+        )
+
+
+def _check_chunks(dataset: Any, path: Path, rows: int) -> None:
+    """Refuse rows of which a chunk was never written: they would be read as zeros."""
+    lengths, identifier = dataset.chunks, dataset.id
+    # of the rows that count, so many chunks lie in each direction
+    sides = [-(-size // length) for size, length in zip((rows, *dataset.shape[1:]), lengths, strict=True)]
+    starts = (identifier.get_chunk_info(number).chunk_offset for number in range(identifier.get_num_chunks()))
+    written = Counter(start[0] // lengths[0] for start in starts)
+    missing = next((place for place in range(sides[0]) if written[place] < math.prod(sides[1:])), None)
+    if missing is not None:
+        first, last = missing * lengths[0], min(rows, (missing + 1) * lengths[0]) - 1
+        raise DataError(
+            f"'{path}': rows {first} to {last} of {dataset.name.strip('/')} were never written in whole; make the file "
+            "again"
         )
 
 

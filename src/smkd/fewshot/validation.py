@@ -56,7 +56,7 @@ class FewShotValidation:
         for shape in (shape_of(protocol, shot) for shot in protocol.shots):
             kept = large_enough(sizes, images.class_names, shape)
             if len(kept) < len(sizes) and distributed.is_main():
-                console.print(f"validation: {too_small(sizes, images.class_names, shape)}", markup=False)
+                console.print(f"validation: {too_small(sizes, images.class_names, shape)}")
 
     def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
         """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""

@@ -47,6 +47,13 @@ def class_table(name: str) -> list[dict[str, str]]:
 
 
 @cache
+def published_repeats(name: str) -> list[frozenset[str]]:
+    """'<class>/<image>' of the images of each picture that a benchmark has more than once, as far as is known."""
+    rows = class_table("mini_imagenet_repeats") if name == "mini-imagenet" else []
+    return [frozenset({f"{row['class']}/{row['image']}", f"{row['same_class']}/{row['same_image']}"}) for row in rows]
+
+
+@cache
 def ilsvrc_counts() -> dict[str, int]:
     """Number of ILSVRC-12 training images of each of the 1,000 classes."""
     return {row["wnid"]: int(row["images"]) for row in class_table("ilsvrc12_train_counts")}

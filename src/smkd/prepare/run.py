@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from smkd.errors import DataError
-from smkd.files import cores
+from smkd.files import cores, expanded
 from smkd.prepare.archives import reading
 from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats
@@ -42,7 +42,7 @@ TAKES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What the user asked for.
+    """What the user asked for; `~` in its paths is expanded.
 
     Attributes:
         name: data set.
@@ -63,6 +63,12 @@ class PrepareRequest:
     size: Size | None = None
     link: bool = False
     processes: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "archives", tuple(map(expanded, self.archives)))
+        for name in ("out", "source", "lists"):
+            place = getattr(self, name)
+            object.__setattr__(self, name, place if place is None else expanded(place))
 
 
 def prepare(request: PrepareRequest, on_progress: OnProgress, warn: Callable[[str], None]) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import huggingface_hub
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, PyTorchModelHubMixin
+from huggingface_hub.utils import HfHubHTTPError, HFValidationError  # type: ignore[attr-defined]
 
 from smkd import __version__
 from smkd.config import loading
@@ -157,6 +158,9 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 FOREIGN_RECIPE = "folder-pretrain"
 """Settings of weights that bring none."""
+REFUSALS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, HFValidationError, RuntimeError)
+"""What the Hub's library raises: errors of its HTTP client, another one in each version (requests' own are `OSError`),
+of names, and of the uploader of large files, which has none of its own."""
 
 
 def write_hub(release: PublishedBackbone, folder: Path, repository: str | None = None) -> None:
@@ -175,8 +179,7 @@ def push(folder: Path, repository: str) -> str:
     try:
         name = api.create_repo(repository, exist_ok=True).repo_id
         api.upload_folder(repo_id=name, folder_path=folder, commit_message="smkd export")
-    # each version of the library has its own errors for the network
-    except Exception as error:
+    except REFUSALS as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"cannot push to '{repository}': {reason}; the folder is kept at '{folder}'") from error
     return f"https://huggingface.co/{name}"

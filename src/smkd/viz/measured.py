@@ -12,7 +12,7 @@ from rich.table import Table
 from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Comparison, Result
 from smkd.fewshot.feature_file import FeatureSource
-from smkd.files import explained, written_aside
+from smkd.files import explained, printable, written_aside
 from smkd.viz import figures
 from smkd.viz.report import ReportSection, write_report
 
@@ -32,7 +32,7 @@ def rich_table(rows: Rows) -> Table:
 
 def markdown_table(rows: Rows) -> str:
     """For documents."""
-    header, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    header, *body = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
 
@@ -69,15 +69,15 @@ def results_table(rows: Sequence[Measured]) -> list[list[str]]:
     return [header, *lines]
 
 
-def conditions(rows: Sequence[Measured]) -> str:
-    """The protocol in a sentence, once where all is measured alike; and which classes are too small for it."""
+def conditions(rows: Sequence[Measured]) -> list[str]:
+    """Lines: the protocol, once where all is measured alike; and which classes are too small for it."""
     texts = list(dict.fromkeys(_conditions(row, result) for row in rows for result in row.results))
     skipped = sum(row.results[0].skipped for row in rows)
     ending = f"; {skipped} unreadable images left out" if skipped else ""
     too_small = dict.fromkeys(
         f"{row.name}: {result.without}" for row in rows for result in row.results if result.without
     )
-    return "\n".join([*texts, f"accuracy in %, mean ± 95 % interval over episodes{ending}", *too_small])
+    return [*texts, f"accuracy in %, mean ± 95 % interval over episodes{ending}", *too_small]
 
 
 def _conditions(row: Measured, result: Result) -> str:
@@ -162,7 +162,7 @@ def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
 def sections(rows: Sequence[Measured]) -> list[ReportSection]:
     """The table and the pictures, for a page."""
     return [
-        ReportSection("Accuracy on unseen classes", conditions(rows), results_table(rows)),
+        ReportSection("Accuracy on unseen classes", "\n".join(conditions(rows)), results_table(rows)),
         ReportSection("Pictures", figures=list(result_figures(rows).values())),
     ]
 
