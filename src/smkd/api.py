@@ -27,7 +27,7 @@ from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, sha256
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
-from smkd.weights.load import MARK
+from smkd.weights.load import FOREIGN_RECIPE, MARK
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
 
@@ -66,7 +66,7 @@ def load(
         CheckpointError: missing, unreadable, with NaN, or not a ViT of a kind that this package has.
     """
     # of the settings only the backbone's matter here, and they come from the weights
-    state, _ = open_checkpoint(where, resolve("folder-pretrain"), heads)
+    state, _ = open_checkpoint(where, resolve(FOREIGN_RECIPE), heads)
     return backbone_of(state, str(where), network)[0]
 
 

@@ -18,21 +18,23 @@ from smkd.config.schema import ModelConfig
 from smkd.errors import CheckpointError
 from smkd.files import listed
 from smkd.models.vit import resized_positions
-from smkd.weights import header, recognise
+from smkd.weights import recognise, smkd_file
 from smkd.weights.architecture import (
     Architecture,
     check_shapes,
-    expected_shapes,
     fresh_weights,
     head_config,
     read_architecture,
     size_of,
+    weight_shapes,
     with_positions_of_cls,
 )
 from smkd.weights.attention_heads import check_heads, heads_of
 from smkd.weights.recognise import Foreign, ForeignNetwork
-from smkd.weights.rename import State
+from smkd.weights.rename import BACKBONE, HEAD, State, with_prefix, without_prefix
 
+FOREIGN_RECIPE = "folder-pretrain"
+"""Settings of weights that bring none, such as the image size and the normalisation (ImageNet's)."""
 NetworkName = Literal["teacher", "student"]
 MARK = "imported"
 """Key of a checkpoint that was made here; its value is the report, one line each."""
@@ -60,14 +62,14 @@ def imported(
         CheckpointError: no ViT, one of another kind, or weights that are missing, unknown or of another shape.
     """
     foreign = recognise.recognise_layout(content, file)
-    if header.KEY in content:
-        base = header.checked_info(content[header.KEY], file).config
+    if smkd_file.KEY in content:
+        base = smkd_file.backbone_info(content[smkd_file.KEY], file).config
         own = Architecture.of(base.model).num_heads
         check_heads(heads, own, file)
         heads = own
     assert base is not None
     chosen = _chosen(foreign, network, file)
-    if header.KEY in content:
+    if smkd_file.KEY in content:
         # names alone do not tell it
         chosen = {name: replace(found, rotary=base.model.rotary) for name, found in chosen.items()}
     report = [f"{file}: {foreign.layout}"]
@@ -97,14 +99,14 @@ def imported(
         report.append("new: the student's mask token (zeros)")
     backbones["teacher"].pop("mask_token", None)
     states = {
-        name: _named("backbone", backbones[name]) | (_named("head", chosen[name].head) if has_head else {})
+        name: with_prefix(backbones[name], BACKBONE) | (with_prefix(chosen[name].head, HEAD) if has_head else {})
         for name in ("student", "teacher")
     }
     return {
         **states, "objective": foreign.centres if has_head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
         "step": 0, "best": -math.inf, "config": config.model_dump(mode="json"), "classes": [],
         "version": __version__, MARK: report,
-        **({EXPORTED: content[header.KEY]} if header.KEY in content else {}),
+        **({EXPORTED: content[smkd_file.KEY]} if smkd_file.KEY in content else {}),
     }  # fmt: skip
 
 
@@ -130,19 +132,19 @@ def fit_to_run(state: dict[str, Any], config: RunConfig, own: Mapping[str, State
         )
     lines = []
     state = {**state, **{name: dict(state[name]) for name in own}}
-    key = "backbone.pos_embed"
+    key = f"{BACKBONE}pos_embed"
     for name in ("student", "teacher"):
         if key in own[name] and state[name][key].shape != own[name][key].shape:
             grid = math.isqrt(own[name][key].shape[1] - 1)
             old = math.isqrt(state[name][key].shape[1] - 1)
             state[name][key] = resized_positions(state[name][key], grid, grid)
             lines.append(f"position embedding interpolated from {old} x {old} to {grid} x {grid} patches")
-    heads = {name: _shapes(_under("head.", state[name])) for name in ("student", "teacher")}
-    if any(shapes != _shapes(_under("head.", own[name])) for name, shapes in heads.items()):
+    heads = {name: _shapes(without_prefix(state[name], HEAD)) for name in ("student", "teacher")}
+    if any(shapes != _shapes(without_prefix(own[name], HEAD)) for name, shapes in heads.items()):
         if any(heads.values()):
             lines.append("the imported head does not fit this run's and is left out; it starts afresh")
         for name in heads:
-            state[name] = {key: value for key, value in state[name].items() if not key.startswith("head.")}
+            state[name] = {key: value for key, value in state[name].items() if not key.startswith(HEAD)}
         state["objective"] = {}
     centres = {key: state["objective"].get(key, value) for key, value in own["objective"].items()}
     state["objective"] = {
@@ -179,7 +181,7 @@ def _backbone(
     if "mask_token" in weights and weights["mask_token"].shape != (1, 1, architecture.embed_dim):
         del weights["mask_token"]
         lines.append("left out: mask_token, of another size")
-    expected = expected_shapes(model)
+    expected = weight_shapes(model)
     qkv_biases = {name for name in expected if name.endswith(".attn.qkv.bias")}
     if not qkv_biases & weights.keys():
         weights |= {name: torch.zeros(expected[name]) for name in qkv_biases}
@@ -220,11 +222,3 @@ def _left_out(network: ForeignNetwork, unused: tuple[str, ...]) -> list[str]:
 
 def _shapes(weights: State) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
-
-
-def _under(prefix: str, weights: State) -> State:
-    return {name: value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _named(part: str, weights: State) -> State:
-    return {f"{part}.{name}": value for name, value in weights.items()}
