@@ -16,6 +16,7 @@ import numpy as np
 from smkd.data.datasets import DatasetSpec
 from smkd.data.images import StoredImages
 from smkd.data.inspect import Channels, ImageFacts, channel_statistics, scan
+from smkd.data.opened import opened_once
 from smkd.data.sources import DatasetSource
 from smkd.files import listed
 from smkd.progress import Track
@@ -96,6 +97,7 @@ class Report:
         return asdict(self)
 
 
+@opened_once()
 def verify(
     source: DatasetSource, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
     prepared: Files | None = None, jobs: int = 1, track: Track | None = None,

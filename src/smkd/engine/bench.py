@@ -21,6 +21,7 @@ from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, open_split
 from smkd.data.images import Images
 from smkd.data.loader import Batch, Views, batches, make_views, on_device, training_loader
+from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.log import console
@@ -72,6 +73,7 @@ class Bench:
         return asdict(self)
 
 
+@opened_once()
 def measure_steps(config: RunConfig, steps: int) -> Bench:
     """Time training steps of a configuration.
 
