@@ -17,5 +17,13 @@ class CheckpointError(SmkdError):
     """A checkpoint cannot be read, written, or does not fit the model."""
 
 
+class DownloadError(SmkdError):
+    """A file cannot be fetched; the message is the reason."""
+
+
+class ChecksumError(DownloadError):
+    """What was fetched is another file; the message says what it has and where it is kept."""
+
+
 class SmkdWarning(UserWarning):
     """Something was left out, or is done otherwise than asked; the command line prints it as one line."""
