@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from smkd.classify.encoder import Encoder, open_encoder
+from smkd.classify.encoder import Encoder, Finite, open_encoder
 from smkd.classify.known import Familiarities, Known, familiarity
 from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, fitted_temperature, left_out
 from smkd.classify.pictures import InputError, as_pictures
@@ -36,7 +36,6 @@ CONTROL = ("Cc", "Zl", "Zp")
 """Categories of Unicode that end a line or steer a terminal."""
 MOST_BYTES = 2**23
 """Of the names of all classes."""
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Settings(Section):

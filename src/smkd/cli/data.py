@@ -100,7 +100,7 @@ def _size(text: str | None) -> Size | None:
 
 
 if TYPE_CHECKING:
-    from smkd.data.inspect import Channels
+    from smkd.data.color import Channels
     from smkd.data.verify import Expected, Report
 
 SHOWN = 20

@@ -14,6 +14,7 @@ from torch import Tensor
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import DataConfig
 from smkd.data import patterns
+from smkd.data.color import Channels
 from smkd.data.images import SPLITS, FolderImages, Images, UnlabelledImages
 from smkd.data.opened import once
 from smkd.data.sources import DatasetSource, open_dataset
@@ -56,8 +57,8 @@ class DatasetSpec:
         validation: sizes while training.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     evaluation: Sizes = FULL
     validation: Sizes = TRAINING
 

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from smkd.data.color import Channels
 from smkd.data.images import StoredImages
 from smkd.errors import DataError
 from smkd.processes import deaths_named, end_with_parent
@@ -108,9 +109,6 @@ class _Chunks(Dataset[ImageFacts]):
 
 def _same(seen: Any) -> Any:
     return seen
-
-
-Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

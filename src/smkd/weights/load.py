@@ -14,7 +14,7 @@ import torch
 from smkd import __version__
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ModelConfig
+from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
 from smkd.files import listed
 from smkd.models.vit import resized_positions
@@ -79,31 +79,21 @@ def imported(
         report += [line for line in lines if line not in report]
     if models["student"] != models["teacher"]:
         raise CheckpointError(f"'{file}': student and teacher are ViTs of different sizes; choose one of them")
-    heads_alike = _shapes(chosen["student"].head) == _shapes(chosen["teacher"].head)
-    head = base.head
-    if has_head := bool(chosen["teacher"].head) and heads_alike:
-        read = head_config(chosen["teacher"].head, len(backbones["teacher"]["norm.weight"]), base.head)
-        head, has_head = read or head, read is not None
-    model = models["teacher"]
-    config, fitted = _fitted(base, model)
-    if has_head:
-        report.append(f"head: {head.num_prototypes} prototypes" + (", with centres" if foreign.centres else ""))
-    elif chosen["teacher"].head:
-        why = "its parts do not fit together" if heads_alike else "student and teacher have different ones"
-        report.append(f"head: left out, {why}")
-    report += _left_out(chosen["teacher"], foreign.unused) + fitted
-    config = config.model_copy(update={"head": head})
+    config, fitted = _fitted(base, models["teacher"])
+    head, lines = _head(chosen, len(backbones["teacher"]["norm.weight"]), base.head, bool(foreign.centres))
+    report += lines + _left_out(chosen["teacher"], foreign.unused) + fitted
+    config = config.model_copy(update={"head": head or base.head})
     student = backbones["student"]
     if "mask_token" not in student:
         student["mask_token"] = torch.zeros(1, 1, student["cls_token"].shape[-1])
         report.append("new: the student's mask token (zeros)")
     backbones["teacher"].pop("mask_token", None)
     states = {
-        name: with_prefix(backbones[name], BACKBONE) | (with_prefix(chosen[name].head, HEAD) if has_head else {})
+        name: with_prefix(backbones[name], BACKBONE) | (with_prefix(chosen[name].head, HEAD) if head else {})
         for name in ("student", "teacher")
     }
     return {
-        **states, "objective": foreign.centres if has_head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
+        **states, "objective": foreign.centres if head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
         "step": 0, "best": -math.inf, "config": config.model_dump(mode="json"), "classes": [],
         "version": __version__, MARK: report,
         **({EXPORTED: content[smkd_file.KEY]} if smkd_file.KEY in content else {}),
@@ -197,6 +187,21 @@ def _backbone(
     matched = len(network.backbone)
     lines.append(f"backbone: {matched} weights matched, {len(network.renamed)} of the file's names changed")
     return model, weights, lines
+
+
+def _head(
+    chosen: Mapping[str, ForeignNetwork], dim: int, base: HeadConfig, has_centres: bool
+) -> tuple[HeadConfig | None, list[str]]:
+    """Configuration of the projection head on `dim` channels that is taken over, if one is, and a line about it."""
+    student, teacher = chosen["student"].head, chosen["teacher"].head
+    if not teacher:
+        return None, []
+    if _shapes(student) != _shapes(teacher):
+        return None, ["head: left out, student and teacher have different ones"]
+    found = head_config(teacher, dim, base)
+    if found is None:
+        return None, ["head: left out, its parts do not fit together"]
+    return found, [f"head: {found.num_prototypes} prototypes" + (", with centres" if has_centres else "")]
 
 
 def _fitted(base: RunConfig, model: ModelConfig) -> tuple[RunConfig, list[str]]:
