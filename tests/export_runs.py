@@ -11,7 +11,6 @@ import torch
 
 import foreign_files as files
 from smkd import api
-from smkd.classify.encoder import described
 from smkd.config import loading
 from smkd.engine import checkpoint
 from smkd.models.vit import VisionTransformer
@@ -35,7 +34,7 @@ def run_folder(folder: Path, network: VisionTransformer, *words: str) -> Path:
     config = api.resolve(
         "debug-pretrain", ["precision=fp32", "features.parts=[cls,mean,weighted_mean]", "features.blocks=2", *words]
     )
-    config = config.model_copy(update={"model": described(network)})
+    config = config.model_copy(update={"model": network.config})
     torch.manual_seed(3)
     student = VisionTransformer.from_config(config.model, mask_token=True)
     state = {

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,6 @@ from classify_data import blobs, tiny_checkpoint, tiny_network
 from made_images import photographs
 from smkd import api
 from smkd.classify import Encoder, FewShotClassifier, ImageIndex, open_encoder
-from smkd.classify.encoder import described
 from smkd.config.loading import resolve
 from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.models.vit import VisionTransformer
@@ -179,8 +180,30 @@ def test_the_file_is_plain_safetensors_with_the_weights(place: Path, tmp_path: P
     assert isinstance(fitted(place).encoder_, Encoder)
 
 
-@pytest.mark.parametrize("rotary", [False, True])
-def test_a_network_of_either_kind_of_positions_is_described(rotary: bool) -> None:
-    network = VisionTransformer(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, rotary=rotary).eval()
-    found = described(network)
-    assert (found.embed_dim, found.depth, found.rotary) == (32, 2, rotary)
+def small_network(**options: Any) -> VisionTransformer:
+    return VisionTransformer(image_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary": True, "swiglu": True}, {"drop_path": 0.1, "mask_token": True}])
+def test_a_network_brings_its_configuration(options: dict[str, Any]) -> None:
+    network = small_network(**options).train()
+    encoder = open_encoder(network, "debug-pretrain", "cpu")
+    assert encoder.config.model == network.config
+    assert (network.config.embed_dim, network.config.depth, network.config.rotary) == (32, 2, "rotary" in options)
+
+
+@pytest.mark.parametrize("change", [
+    lambda network: setattr(network.blocks[1].attn, "num_heads", 4),
+    lambda network: setattr(network.blocks[0].norm2, "eps", 0.1),
+    lambda network: setattr(network, "rotary_dim", 16),
+    lambda network: setattr(network, "norm", torch.nn.Identity()),
+    lambda network: setattr(network.blocks[0], "ls1", torch.nn.GELU()),
+    lambda network: setattr(network.blocks[0], "mlp", torch.nn.Linear(32, 32)),
+    lambda network: setattr(network, "pos_embed", torch.nn.Parameter(torch.zeros(1, 5, 32))),
+    lambda network: network.blocks.append(torch.nn.Identity()),
+])  # fmt: skip
+def test_a_network_that_was_changed_is_refused(change: Callable[[VisionTransformer], Any]) -> None:
+    network = small_network()
+    change(network)
+    with pytest.raises(ConfigError, match="not one that settings describe"):
+        open_encoder(network, "debug-pretrain", "cpu")

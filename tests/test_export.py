@@ -21,7 +21,7 @@ from smkd.models.vit import VisionTransformer
 from smkd.publishing.backbone import PublishedBackbone
 from smkd.publishing.hub import HubBackbone
 from smkd.publishing.timm import timm_settings
-from smkd.weights.header import BackboneInfo
+from smkd.weights.smkd_file import BackboneInfo
 
 NETWORKS = {name: files.vit(**values) for name, values in KINDS.items()}
 

@@ -24,7 +24,7 @@ from smkd.cli import weights as verbs
 from smkd.engine.restore import open_checkpoint
 from smkd.errors import CheckpointError, ConfigError, SmkdError
 from smkd.publishing.hub import push
-from smkd.weights import header
+from smkd.weights import smkd_file
 
 app = typer.Typer()
 app.command("export")(verbs.export)
@@ -171,10 +171,10 @@ def test_a_wrong_repository(run: Path, tmp_path: Path) -> None:
 def with_header(path: Path, change: Any) -> Path:
     """The file with its header's JSON changed."""
     with safe_open(path, "pt") as file:
-        values = json.loads(file.metadata()[header.KEY])
+        values = json.loads(file.metadata()[smkd_file.KEY])
     changed = change(values)
     text = changed if isinstance(changed, str) else json.dumps(values)
-    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {header.KEY: text})
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {smkd_file.KEY: text})
     return path
 
 

@@ -9,16 +9,24 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import smkd
 from smkd import api, extensions
+from smkd.classify import open_encoder
+from smkd.config.schema import DataConfig
+from smkd.data import datasets
+from smkd.data.torch_dataset import DatasetImages
 from smkd.engine.bench import synthetic_views
 from smkd.engine.optim import rates_at
+from smkd.engine.restore import open_checkpoint
 from smkd.engine.step import Learner
-from smkd.errors import ConfigError
+from smkd.errors import ConfigError, DataError
+from smkd.fewshot import heads
 from smkd.models.pair import Outputs
 from smkd.objectives.objective import Objective
 from smkd.objectives.patch import match_paper
@@ -29,24 +37,26 @@ PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 @pytest.fixture(autouse=True)
 def only_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test registers is forgotten after it."""
-    for known in (extensions.matchings, extensions.terms):
+    for known in (extensions.matchings, extensions.terms, heads.heads, datasets.OWN):
         monkeypatch.setattr(known, "registered", {})
 
 
 @pytest.fixture
 def example() -> dict[str, Any]:
     """The names of the page's examples, each executed by itself."""
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"configs": []}
     for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL):
         own: dict[str, Any] = {}
         exec(block, own)
         names |= own
+        names["configs"].append(own.get("config"))
     return names
 
 
 def announce(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     def found(group: str) -> EntryPoints:
-        known = [EntryPoint(name, value, "smkd.matchings"), EntryPoint("cls", value, "smkd.terms")]
+        known = [EntryPoint(name, value, "smkd.matchings"), EntryPoint("cls", value, "smkd.terms"),
+                 EntryPoint(name, value, "smkd.datasets")]  # fmt: skip
         return EntryPoints(known).select(group=group)
 
     monkeypatch.setattr(extensions, "entry_points", found)
@@ -150,7 +160,7 @@ def test_unknown_names_get_the_nearest(example: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(("register", "name"), [
     (smkd.register_matching, "paper"), (smkd.register_matching, "reference"), (smkd.register_term, "cls"),
-    (smkd.register_term, "loss"),
+    (smkd.register_term, "loss"), (smkd.register_head, "ridge"), (smkd.register_dataset, "folder"),
 ])  # fmt: skip
 def test_own_names_cannot_be_taken(register: Any, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"'{name}' is smkd's own"):
@@ -172,3 +182,101 @@ def test_a_run_is_read_without_the_package_that_it_was_trained_with(example: dic
     train(tmp_path, "debug-pretrain", "objective.terms.koleo=0.5", "batch_size=32")
     extensions.terms.registered.clear()
     assert smkd.load(tmp_path / "run").config.size == "debug"
+
+
+def test_a_head_is_found_by_name(example: dict[str, Any]) -> None:
+    config = next(config for config in example["configs"] if config.evaluation.head == "centred")
+    torch.manual_seed(0)
+    support, query, labels = torch.randn(2, 6, 8), torch.randn(2, 4, 8), torch.tensor([[0, 1, 2] * 2] * 2)
+    scores = heads.make_head(config.evaluation.head)(support, labels, query, torch.Generator())
+    centre = support[1].mean(dim=0)
+    mean = (support[1, [2, 5]] - centre).mean(dim=0)
+    assert float(scores[1, 3, 2]) == pytest.approx(
+        float(F.cosine_similarity(query[1, 3] - centre, mean, dim=0)), abs=1e-5
+    )
+    halved = heads.make_head("centred:power=0.5")(support, labels, query, torch.Generator())
+    torch.testing.assert_close(halved.abs() ** 2, scores.abs())
+    with pytest.raises(ConfigError, match=r"has no option 'size' \(options: power\)"):
+        heads.make_head("centred:size=1")
+
+
+def test_images_are_trained_on_and_the_run_is_used_elsewhere(
+    example: dict[str, Any], tmp_path: Path, make_folder: Any
+) -> None:
+    run = example["train"](tmp_path / "run")
+    assert '"loss"' in (run / "metrics.jsonl").read_text()
+    datasets.OWN.registered.clear()
+    config = open_checkpoint(run)[0]["config"]
+    assert config["data"]["mean"] == list(datasets.IMAGENET[0])
+    assert open_encoder(run, accelerator="cpu").config.mean == datasets.IMAGENET[0]
+    found = api.open_features(run, changes={"data": {"root": str(make_folder())}}).features()
+    assert len(found.values) > 0
+    with pytest.raises(DataError, match="does not say where its images lie"):
+        api.open_features(run)
+
+
+def test_a_registered_data_set_is_trained_and_measured_on(example: dict[str, Any], tmp_path: Path) -> None:
+    words = ["data.dataset=stripes", "validation.way=2", "validation.shots=[1]", "validation.query=1",
+             "validation.episodes=4", "epochs=1", "batch_size=8", f"out={tmp_path / 'run'}"]  # fmt: skip
+    run = smkd.pretrain(smkd.resolve("debug-pretrain", words))
+    opened = api.open_features(run, changes={"evaluation": {"split": "val"}})
+    assert opened.features().class_names == ["across", "down", "slanted"]
+    assert len(opened.features().values) == 12
+    with pytest.raises(DataError, match=r"data set 'stripes' has no test split; its function gives None$"):
+        api.open_features(run, changes={"evaluation": {"split": "test"}})
+
+
+def test_a_package_announces_a_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    announce(monkeypatch, "theirs", "test_extending:tiny")
+    images = datasets.open_split(DataConfig(dataset="theirs"), "train")
+    assert (len(images), images.class_names) == (2, ["no", "yes"])
+    with pytest.raises(DataError, match=r"data.dataset=their: unknown data set; did you mean 'theirs'\?"):
+        datasets.open_split(DataConfig(dataset="their"), "train")
+
+
+def tiny(split: str) -> Any:
+    return [(Image.new("L", (8, 6)), "yes"), (torch.zeros(3, 6, 8, dtype=torch.uint8), "no")]
+
+
+def test_a_data_set_by_itself() -> None:
+    images = DatasetImages(tiny("train"), "tiny/train")
+    assert [images.load(index).shape for index in range(2)] == [(3, 6, 8)] * 2
+    assert (images.labels.tolist(), images.name(0)) == ([0, 1], "tiny/train[1]")
+    few = DatasetImages([(np.full((4, 4, 3), n, np.uint8), n % 3 * 5) for n in range(12)], "t", limit_per_class=2)
+    assert [int(few.load(index)[0, 0, 0]) for index in range(len(few))] == [0, 3, 1, 4, 2, 5]
+    assert few.class_names == ["0", "5", "10"]
+
+
+@pytest.mark.parametrize(("dataset", "says"), [
+    ([], r"^t holds no images$"),
+    (5, r"^t is a int; expected a data set of \(image, label\)$"),
+    ([torch.zeros(3, 8, 8)], r"^'t\[0\]' is a Tensor; expected \(image, label\)$"),
+    ([(torch.zeros(3, 8, 8), 0)], r"^'t\[0\]' is a Tensor of float32 \[3, 8, 8\]; expected .* before any transform$"),
+    ([(np.zeros((8, 8), np.uint8), 0)], r"^'t\[0\]' is a ndarray of uint8 \[8, 8\]; expected a Pillow image"),
+    ([("a.png", 0)], r"^'t\[0\]' is a str; expected a Pillow image"),
+    ([(np.zeros((8, 8, 3), np.uint8), 0.5)], r"^t: labels are float64; expected whole numbers or texts$"),
+    ([(np.zeros((8, 8, 3), np.uint8), None)], r"^t: labels are object; expected whole numbers or texts$"),
+])  # fmt: skip
+def test_what_is_no_data_set_is_one_line(dataset: Any, says: str) -> None:
+    with pytest.raises(DataError, match=says):
+        DatasetImages(dataset, "t")
+
+
+@pytest.mark.parametrize(("words", "images", "says"), [
+    ([], "stripes", r"data set 'given' has no val split; give images=\{'train': ..., 'val': ...\}, validation.data="),
+    (["data.root=x"], "stripes", r"data=x and images= are two data sets; leave one out"),
+    (["devices=2"], "stripes", r"devices=2 starts processes that do not have images="),
+    ([], {"training": "stripes"}, r"images=\{'training': ...\}: unknown split; did you mean 'train'\?"),
+])  # fmt: skip
+def test_images_that_cannot_be_used(
+    example: dict[str, Any], tmp_path: Path, words: list[str], images: Any, says: str
+) -> None:
+    given = {name: example["Stripes"]() for name in images} if isinstance(images, dict) else example["Stripes"]()
+    config = smkd.resolve("debug-pretrain", [*words, "batch_size=8", f"out={tmp_path / 'run'}"])
+    with pytest.raises((ConfigError, DataError), match=says):
+        smkd.pretrain(config, images=given)
+
+
+def test_normalisation_of_ones_own(example: dict[str, Any]) -> None:
+    spec = datasets.configured_spec(example["configs"][-1].data)
+    assert (spec.mean, spec.std) == ((0.5, 0.5, 0.4), (0.2, 0.25, 0.25))

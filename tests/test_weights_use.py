@@ -8,6 +8,7 @@ import http.server
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,35 @@ def test_urls_with_a_checksum(tmp_path: Path, server: str, monkeypatch: pytest.M
     path.unlink()  # the second time it comes from the cache
     equal(files.prefixed("backbone.", api.load(url).state_dict()), MODEL)
     assert [file.name for file in (tmp_path / "cache/smkd/weights").iterdir()] == [f"{digest[:16]}-vit.pth"]
+
+
+def test_a_cut_download_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights as of archives: one downloader, and nobody downloads what another process is downloading."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = files.saved(files.timm(MODEL), tmp_path / "vit.pth")
+    content, asked = path.read_bytes(), list[str | None]()
+
+    class Cutting(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers.get("Range"))
+            start = int((asked[-1] or "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+            self.send_response(206 if start else 200)
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
+            self.send_header("Content-Length", str(len(content) - start))
+            self.end_headers()
+            self.wfile.write(content[start : start + 20_000] if len(asked) == 1 else content[start:])
+
+        def log_message(self, format: str, *args: Any) -> None: ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cutting) as serving:
+        threading.Thread(target=serving.serve_forever).start()
+        url = f"http://127.0.0.1:{serving.server_address[1]}/vit.pth#sha256={hashlib.sha256(content).hexdigest()}"
+        with ThreadPoolExecutor(3) as pool:
+            found = set(pool.map(fetch.locate_weights, [url] * 3))
+        serving.shutdown()
+    assert asked == [None, "bytes=20000-"]
+    assert [file.read_bytes() for file in found] == [content]
+    assert list(fetch.cache_folder().iterdir()) == list(found)
 
 
 def test_wrong_urls(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,8 @@ __all__ = [
     "from_pretrained",
     "load",
     "pretrain",
+    "register_dataset",
+    "register_head",
     "register_matching",
     "register_term",
     "resolve",
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from smkd.classify import FewShotClassifier
     from smkd.config.loading import resolve
     from smkd.config.run_config import RunConfig
+    from smkd.data.datasets import register_dataset
     from smkd.extensions import register_matching, register_term
     from smkd.fewshot.accuracy import Result
+    from smkd.fewshot.heads import register_head
     from smkd.publishing.write import export, from_pretrained
 
 
@@ -56,6 +60,14 @@ def __getattr__(name: str) -> Any:
         from smkd import extensions
 
         return getattr(extensions, name)
+    if name == "register_head":
+        from smkd.fewshot.heads import register_head
+
+        return register_head
+    if name == "register_dataset":
+        from smkd.data.datasets import register_dataset
+
+        return register_dataset
     if name in __all__:
         from smkd import api
 

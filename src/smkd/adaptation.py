@@ -15,6 +15,7 @@ from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import configured_spec, open_source, open_split
 from smkd.data.images import Images
+from smkd.data.opened import opened_once
 from smkd.device import pick_device
 from smkd.engine import checkpoint
 from smkd.engine.launch import launch
@@ -63,6 +64,7 @@ class Adapted:
     after: list[Result] | Verdicts
 
 
+@opened_once()
 def adapt(
     data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = (), heads: int | None = None
 ) -> Adapted:
@@ -89,6 +91,7 @@ def adapt(
     )  # fmt: skip
 
 
+@opened_once()
 def planned(
     data: str | Path, out: str | Path, backbone: str | Path, settings: Iterable[str] = (), heads: int | None = None
 ) -> tuple[RunConfig, HeldOut]:

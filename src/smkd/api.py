@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import torch
 
+from smkd import distributed
 from smkd.config.loading import changed, resolve
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import ProtocolConfig
-from smkd.data.datasets import open_split
+from smkd.data.datasets import GIVEN, configured_spec, give_images, is_of_others, open_split
 from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS
+from smkd.data.torch_dataset import LabelledImages
 from smkd.device import pick_device
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
@@ -27,29 +29,41 @@ from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, printable, sha256
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
-from smkd.weights.load import MARK
+from smkd.weights.load import FOREIGN_RECIPE, MARK
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
 
 FEATURE_SUFFIXES = (".h5", ".hdf5")
 
 
-def pretrain(config: RunConfig) -> Path:
+GivenImages = LabelledImages | Mapping[str, LabelledImages]
+"""A data set of (image, label) to train on, or one for each of the splits 'train', 'val' and 'test'."""
+
+
+def pretrain(config: RunConfig, images: GivenImages | None = None) -> Path:
     """Phase 1: self-supervised training; returns the run folder.
 
+    Args:
+        config: every setting.
+        images: a PyTorch data set in place of the configured one (docs/extending.md).
+
     Raises:
         SmkdError: wrong settings or data; the message is one line that says what to change.
     """
-    return _train(config, "pretrain")
+    return _train(config, "pretrain", images)
 
 
-def distill(config: RunConfig) -> Path:
+def distill(config: RunConfig, images: GivenImages | None = None) -> Path:
     """Phase 2: supervised masked knowledge distillation, from `config.init`; returns the run folder.
 
+    Args:
+        config: every setting.
+        images: a PyTorch data set in place of the configured one (docs/extending.md).
+
     Raises:
         SmkdError: wrong settings or data; the message is one line that says what to change.
     """
-    return _train(config, "distill")
+    return _train(config, "distill", images)
 
 
 def load(
@@ -66,7 +80,7 @@ def load(
         CheckpointError: the file is missing, unreadable, has NaN, or is no ViT of a kind that this package has.
     """
     # of the settings only the backbone's matter here, and they come from the weights
-    state, _ = open_checkpoint(where, resolve("folder-pretrain"), heads)
+    state, _ = open_checkpoint(where, resolve(FOREIGN_RECIPE), heads)
     return backbone_of(state, str(where), network)[0]
 
 
@@ -218,7 +232,9 @@ def _open_file(name: str, given: Mapping[str, Any]) -> Opened:
 def _check_data(name: str, config: RunConfig) -> None:
     """Raise `DataError` if the images of a run are no longer where they were."""
     root = config.data.root
-    if config.data.dataset == "patterns" or (root is not None and (root.exists() or str(root).startswith(HUB))):
+    if config.data.dataset == "patterns" or is_of_others(config.data):
+        return
+    if root is not None and (root.exists() or str(root).startswith(HUB)):
         return
     gone = "does not say where its images lie" if root is None else f"has its images in '{root}', which does not exist"
     here = "" if root is None or root.is_absolute() else f" in '{Path.cwd()}'"
@@ -249,7 +265,25 @@ def _about(
     )  # fmt: skip
 
 
-def _train(config: RunConfig, phase: str) -> Path:
+def _train(config: RunConfig, phase: str, images: GivenImages | None) -> Path:
     if config.phase != phase:
         raise ConfigError(f"phase={config.phase}: this recipe is for `{config.phase}`, not for `{phase}`")
+    if images is not None:
+        config = _with_images(config, images)
+    if is_of_others(config.data):
+        # others who read the run may not have the data set
+        spec = configured_spec(config.data)
+        config = changed(config, {"data": {"mean": spec.mean, "std": spec.std}})
     return launch(config, FewShotValidation())
+
+
+def _with_images(config: RunConfig, images: GivenImages) -> RunConfig:
+    if config.data.root is not None:
+        raise ConfigError(f"data={config.data.root} and images= are two data sets; leave one out")
+    if config.devices > 1 and distributed.place() is None:
+        raise ConfigError(
+            f"devices={config.devices} starts processes that do not have images=; use torchrun, or "
+            "smkd.register_dataset at the top of the script"
+        )
+    give_images(images)
+    return changed(config, {"data": {"dataset": GIVEN}})

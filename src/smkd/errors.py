@@ -23,6 +23,14 @@ class CheckpointError(SmkdError):
     """A checkpoint cannot be read, written, or does not fit the model."""
 
 
+class DownloadError(SmkdError):
+    """A file cannot be fetched; the message is the reason."""
+
+
+class ChecksumError(DownloadError):
+    """What was fetched is another file; the message says what it has and where it is kept."""
+
+
 class Stopped(SmkdError):  # noqa: N818  # it went as asked
     """A run stopped between two steps because it was asked to, with everything saved.
 

@@ -15,7 +15,6 @@ from pydantic import Field, ValidationError, model_validator
 from torch import Tensor
 
 from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
-from smkd.classify.storage import WEIGHTS, settings_fault
 from smkd.config.loading import resolve
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import FeaturesConfig, ModelConfig, Section
@@ -26,16 +25,15 @@ from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import cores
 from smkd.models.finite import check_finite
-from smkd.models.mlp import SwiGlu
-from smkd.models.vit import Block, LayerScale, VisionTransformer
+from smkd.models.vit import VisionTransformer
 from smkd.processes import allowed
 from smkd.progress import Track
 from smkd.weights.architecture import check_described
-from smkd.weights.load import MARK
+from smkd.weights.load import FOREIGN_RECIPE, MARK
+from smkd.weights.rename import BACKBONE, with_prefix, without_prefix
+from smkd.weights.smkd_file import settings_fault
 
 PIXELS = "pixels"
-FOREIGN_RECIPE = "folder-pretrain"
-"""Image size and normalisation (ImageNet's) of weights that bring none."""
 WORKERS_FROM, MOST_WORKERS = 256, 16
 """Fewer images are read before processes for it would have started."""
 SMALL = 5e7
@@ -171,8 +169,8 @@ class Encoder:
     def saved(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Settings as plain values, and weights by name; `restored` reads them."""
         weights = {} if self.backbone is None else self.backbone.state_dict()
-        kept = {f"{WEIGHTS}{name}": value for name, value in weights.items() if name != "mask_token"}
-        return self.config.model_dump(mode="json"), kept
+        kept = {name: value for name, value in weights.items() if name != "mask_token"}
+        return self.config.model_dump(mode="json"), with_prefix(kept, BACKBONE)
 
     @staticmethod
     def restored(
@@ -189,11 +187,10 @@ class Encoder:
             raise CheckpointError(f"'{where}': encoder: {settings_fault(error)}") from error
         if config.model is None:
             return Encoder(config, None, accelerator=accelerator)
-        weights = {k.removeprefix(WEIGHTS): v for k, v in tensors.items() if k.startswith(WEIGHTS)}
+        weights = without_prefix(tensors, BACKBONE)
         # before a network of these sizes is made
         check_described(weights, config.model, where)
-        backbone = VisionTransformer.from_config(config.model)
-        backbone.load_state_dict(weights)
+        backbone = VisionTransformer.with_weights(config.model, weights)
         if config.features.blocks > len(backbone.blocks):
             raise CheckpointError(
                 f"'{where}': encoder: features.blocks={config.features.blocks}, but it has {len(backbone.blocks)}"
@@ -253,7 +250,7 @@ def open_encoder(
                 "folder or file instead"
             )
         config = resolve(recipe) if isinstance(recipe, str) else recipe
-        return Encoder(EncoderConfig.of_run(config, described(backbone)), backbone, accelerator=accelerator)
+        return Encoder(EncoderConfig.of_run(config, _configuration(backbone)), backbone, accelerator=accelerator)
     if str(backbone) == PIXELS:
         if recipe is not None:
             raise ConfigError(f"recipe={_name(recipe)} has no effect: '{PIXELS}' is no network; leave it out")
@@ -271,34 +268,32 @@ def _name(recipe: str | RunConfig) -> str:
     return recipe if isinstance(recipe, str) else recipe.recipe
 
 
-def described(backbone: VisionTransformer) -> ModelConfig:
-    """The configuration of a network.
+def _configuration(backbone: VisionTransformer) -> ModelConfig:
+    """The configuration of a network that a user gives.
 
     Raises:
-        ConfigError: it has parts that a configuration cannot describe.
+        ConfigError: it was changed since it was made.
     """
-    first = backbone.blocks[0]
-    assert isinstance(first, Block)
-    hidden = first.mlp.fc2.in_features
-    config = ModelConfig(
-        patch_size=backbone.patch_size, image_size=backbone.grid * backbone.patch_size, embed_dim=backbone.embed_dim,
-        depth=len(backbone.blocks), num_heads=first.attn.num_heads, drop_path=0.0,
-        layer_scale=1.0 if isinstance(first.ls1, LayerScale) else None, register_tokens=backbone.register_tokens,
-        rotary=backbone.rotary_dim > 0, swiglu=isinstance(first.mlp, SwiGlu),
-        mlp_dim=None if hidden == 4 * backbone.embed_dim else hidden,
-    )  # fmt: skip
-    same = VisionTransformer.from_config(config)
-    weights = {name: value for name, value in backbone.state_dict().items() if name != "mask_token"}
-    image = torch.linspace(-1, 1, 3 * config.image_size**2).view(1, 3, config.image_size, config.image_size)
-    try:
-        same.load_state_dict(weights)
-        with torch.inference_mode():
-            fits = torch.equal(same.eval()(image).cls, backbone.eval()(image.to(backbone.cls_token)).cls.cpu())
-    except RuntimeError:
-        fits = False
-    if not fits:
+    with torch.device("meta"):
+        fresh = VisionTransformer.from_config(backbone.config, mask_token=hasattr(backbone, "mask_token"))
+    if _anatomy(backbone) != _anatomy(fresh):
         raise ConfigError("this network is not one that settings describe: give its run folder or file instead")
-    return config
+    return backbone.config
+
+
+def _anatomy(network: VisionTransformer) -> list[tuple[object, ...]]:
+    """The parts of a network with the numbers that decide what they compute in evaluation, and its weights' shapes."""
+    training_only = {"training", "recompute", "rate"}
+    parts: list[tuple[object, ...]] = [(name, value.shape) for name, value in network.state_dict().items()]
+    for name, part in network.named_modules():
+        # the network itself may be of a class of one's own
+        parts.append((name, type(part) if name else None))
+        parts += [
+            (name, key, value)
+            for key, value in sorted(vars(part).items())
+            if isinstance(value, int | float | str | tuple) and key not in training_only
+        ]
+    return parts
 
 
 def _reading_processes(images: int) -> int:

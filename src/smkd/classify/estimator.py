@@ -16,8 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
-from smkd.classify import storage
-from smkd.classify.encoder import Encoder, open_encoder
+from smkd.classify.encoder import Encoder, Finite, open_encoder
 from smkd.classify.known import Familiarities, Known, familiarity
 from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, fitted_temperature, left_out
 from smkd.classify.pictures import InputError, as_pictures
@@ -29,15 +28,14 @@ from smkd.fewshot.head import Learned
 from smkd.fewshot.heads import make_head
 from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
+from smkd.weights import smkd_file
 
-CLASSIFIER_KIND = "classifier"
 PARTS = {"own": torch.bool, "known": torch.float64, "strange": torch.float64}
 """What a file holds of `LeftOutAccuracy` besides labels and classes."""
 CONTROL = ("Cc", "Zl", "Zp")
 """Categories of Unicode that end a line or steer a terminal."""
 MOST_BYTES = 2**23
 """Of the names of all classes."""
-Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class _Settings(Section):
@@ -211,7 +209,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self._features(X, None, reset=False)
 
     def save(self, path: str | Path) -> None:
-        """Write everything, the backbone included, into one file (`smkd.classify.storage`).
+        """Write everything, the backbone included, into one file (`smkd.weights.smkd_file`).
 
         Raises:
             CheckpointError: it cannot be written, or a class has a name of more than one line.
@@ -230,8 +228,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 classes=self.classes_.tolist(), label_type=self.classes_.dtype.str,
             )  # fmt: skip
         except ValidationError as error:
-            raise CheckpointError(f"cannot write '{path}': {storage.settings_fault(error)}") from error
-        storage.write(expanded(path), CLASSIFIER_KIND, settings.model_dump(mode="json"), tensors)
+            raise CheckpointError(f"cannot write '{path}': {smkd_file.settings_fault(error)}") from error
+        smkd_file.write(expanded(path), smkd_file.CLASSIFIER, settings.model_dump(mode="json"), tensors)
 
     @classmethod
     def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
@@ -240,20 +238,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             CheckpointError: missing, cut short, or not a classifier.
         """
-        values, tensors = storage.read(expanded(path), CLASSIFIER_KIND)
+        values, tensors = smkd_file.read(expanded(path), smkd_file.CLASSIFIER)
         try:
             settings = _Settings.model_validate(values)
             make_head(settings.chosen, torch.zeros(1))
             check_head(settings.head)
         except ValidationError as error:
-            raise CheckpointError(f"'{path}': {storage.settings_fault(error)}; make it again") from error
+            raise CheckpointError(f"'{path}': {smkd_file.settings_fault(error)}; make it again") from error
         except ConfigError as error:
             raise CheckpointError(f"'{path}': {error}; make it again") from error
         encoder = None
         if settings.encoder is not None:
             encoder = Encoder.restored(settings.encoder, tensors, accelerator, str(path))
-        support = storage.tensor(tensors, "support", torch.float32, 2, path)
-        labels = storage.tensor(tensors, "labels", torch.int64, 1, path)
+        support = smkd_file.tensor(tensors, "support", torch.float32, 2, path)
+        labels = smkd_file.tensor(tensors, "labels", torch.int64, 1, path)
         classes = settings.class_array()
         if len(support) != len(labels) or not torch.equal(labels.unique(), torch.arange(len(classes))):
             raise CheckpointError(f"'{path}': its labels are not those of its classes; make it again")
@@ -342,7 +340,8 @@ def _left_out(
     if "left_out.own" not in tensors:
         return None
     parts = {
-        part: tuple(storage.tensor(tensors, f"left_out.{part}", kind, 1, path).tolist()) for part, kind in PARTS.items()
+        part: tuple(smkd_file.tensor(tensors, f"left_out.{part}", kind, 1, path).tolist())
+        for part, kind in PARTS.items()
     }
     spare = int((labels.bincount()[labels] > 1).sum())
     wanted = {"own": spare, "known": spare, "strange": len(labels) if spare and len(classes) > 2 else 0}

@@ -12,13 +12,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from smkd.classify import storage
 from smkd.classify.encoder import Encoder
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.features import check_finite_rows
 from smkd.files import expanded
-
-INDEX_KIND = "index"
+from smkd.weights import smkd_file
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ class ImageIndex:
         ]
 
     def save(self, path: str | Path) -> None:
-        """Write everything, the backbone included, into one file (`smkd.classify.storage`).
+        """Write everything, the backbone included, into one file (`smkd.weights.smkd_file`).
 
         Raises:
             CheckpointError: it cannot be written.
@@ -68,7 +66,7 @@ class ImageIndex:
         settings, tensors = self.encoder.saved()
         tensors["features"] = torch.from_numpy(self.features)
         tensors["names"] = torch.from_numpy(_packed(self.names))
-        storage.write(expanded(path), INDEX_KIND, {"encoder": settings}, tensors)
+        smkd_file.write(expanded(path), smkd_file.INDEX, {"encoder": settings}, tensors)
 
     @staticmethod
     def load(path: str | Path, accelerator: str = "auto") -> ImageIndex:
@@ -78,10 +76,10 @@ class ImageIndex:
             CheckpointError: missing, cut short, or not an index.
             DataError: features that are not finite.
         """
-        settings, tensors = storage.read(expanded(path), INDEX_KIND)
+        settings, tensors = smkd_file.read(expanded(path), smkd_file.INDEX)
         encoder = Encoder.restored(settings.get("encoder"), tensors, accelerator, str(path))
-        features = storage.tensor(tensors, "features", torch.float32, 2, path).numpy()
-        packed = storage.tensor(tensors, "names", torch.uint8, 1, path).numpy()
+        features = smkd_file.tensor(tensors, "features", torch.float32, 2, path).numpy()
+        packed = smkd_file.tensor(tensors, "names", torch.uint8, 1, path).numpy()
         names = [os.fsdecode(name) for name in packed.tobytes().split(b"\0")]
         if features.shape != (len(names), encoder.dim):
             raise CheckpointError(

@@ -97,7 +97,7 @@ def _size(text: str | None) -> Size | None:
 
 
 if TYPE_CHECKING:
-    from smkd.data.inspect import Channels
+    from smkd.data.color import Channels
     from smkd.data.verify import Expected, Report
 
 SHOWN = 20
@@ -125,6 +125,7 @@ def verify(
 ) -> None:
     """Check counts, unreadable images, leakage between splits and sizes; exit code 1 if something is wrong."""
     from smkd.data.datasets import dataset_spec
+    from smkd.data.opened import opened_once
     from smkd.data.sources import open_dataset
     from smkd.data.verify import verify as check
     from smkd.prepare.registry import BENCHMARKS, published_repeats
@@ -135,20 +136,20 @@ def verify(
     source = open_dataset(root, split_seed=split_seed, split_file=split_file, label_column=label_column)
     say(source.description)  # at once: looking at every image may take a while
     expected = _published(name) if name in BENCHMARKS else None
-    report = check(
-        source, name, spec, crop=crop, expected=expected, published_repeats=published_repeats(name),
-        prepared=_prepared_files(root),
-        jobs=processes or default_jobs(), track=shown,
-    )  # fmt: skip
-    if json_file is not None:
-        write_json(json_file, report.as_dict())
-    if sheets is not None:
-        from smkd.viz.contact import contact_sheet
+    with opened_once():
+        report = check(
+            source, name, spec, crop=crop, expected=expected, published_repeats=published_repeats(name),
+            prepared=_prepared_files(root), jobs=processes or default_jobs(), track=shown,
+        )  # fmt: skip
+        if json_file is not None:
+            write_json(json_file, report.as_dict())
+        if sheets is not None:
+            from smkd.viz.contact import contact_sheet
 
-        with explained(sheets, ConfigError, option="--sheets"), written_aside(sheets, folder=True) as aside:
-            for split in report.splits:
-                sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
-                sheet.save(aside / f"{split}.png")
+            with explained(sheets, ConfigError, option="--sheets"), written_aside(sheets, folder=True) as aside:
+                for split in report.splits:
+                    sheet = contact_sheet(source.open(split), f"{Path(root).name} {split}")
+                    sheet.save(aside / f"{split}.png")
     for line in report_lines(report):
         say(line)
     if sheets is not None:

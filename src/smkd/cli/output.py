@@ -79,14 +79,9 @@ def _is_feature_file(path: Path) -> bool:
 
 def _is_smkd(kind: str) -> Callable[[Path], bool]:
     def is_own(path: Path) -> bool:
-        from safetensors import SafetensorError, safe_open
+        from smkd.weights.smkd_file import is_of_kind
 
-        try:
-            with safe_open(path, "np") as file:
-                header = json.loads((file.metadata() or {}).get("smkd", "{}"))
-        except (SafetensorError, OSError, ValueError):
-            return False
-        return isinstance(header, dict) and header.get("kind") == kind
+        return is_of_kind(path, kind)
 
     return is_own
 

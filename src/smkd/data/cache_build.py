@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from smkd.data.images import StoredImages
 from smkd.errors import DataError
 from smkd.files import PARTIAL
 from smkd.processes import end_with_parent
-from smkd.progress import Track
+from smkd.progress import T, Track
 
-T = TypeVar("T")
 Index = NDArray[np.void]
 INDEX = np.dtype([("offset", "<i8"), ("height", "<i4"), ("width", "<i4"), ("check", "<u4")])
 """A row of the index; height and width are 0 for an image that could not be read."""

@@ -20,6 +20,9 @@ from torch import Tensor
 from smkd.config.schema import AugmentConfig
 from smkd.device import to_device
 
+Channels = tuple[float, float, float]
+"""Red, green and blue."""
+
 CPU_CHUNK = 2**18
 """Values that a CPU works on at a time: few enough that they stay in its cache from one operation to the next."""
 LUMA = (0.299, 0.587, 0.114)
@@ -90,9 +93,7 @@ def draw_color(config: AugmentConfig, view: int, num_global: int, rng: np.random
     return np.array([flip < config.flip, *order, *factor, *flags, sigma], dtype=np.float32)
 
 
-def augment_and_normalize(
-    images: Tensor, parameters: ColorParameters, mean: tuple[float, float, float], std: tuple[float, float, float]
-) -> Tensor:
+def augment_and_normalize(images: Tensor, parameters: ColorParameters, mean: Channels, std: Channels) -> Tensor:
     """`augment`, then `normalize`; on a CPU some images at a time."""
     step = CPU_CHUNK // math.prod(images.shape[1:]) if images.device.type == "cpu" else len(images)
     step = max(1, step)
@@ -122,7 +123,7 @@ def augment_color(images: Tensor, parameters: ColorParameters) -> Tensor:
     return x
 
 
-def normalize(images: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> Tensor:
+def normalize(images: Tensor, mean: Channels, std: Channels) -> Tensor:
     """Subtract the channel means and divide by the standard deviations; images [..., 3, height, width]."""
     constants = to_device(torch.tensor([mean, std], dtype=images.dtype), images.device)[..., None, None]
     return (images - constants[0]) / constants[1]

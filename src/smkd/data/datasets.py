@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -13,9 +14,13 @@ from torch import Tensor
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import DataConfig
 from smkd.data import patterns
-from smkd.data.images import FolderImages, Images, UnlabelledImages
+from smkd.data.color import Channels
+from smkd.data.images import SPLITS, FolderImages, Images, UnlabelledImages
+from smkd.data.opened import once
 from smkd.data.sources import DatasetSource, open_dataset
+from smkd.data.torch_dataset import DatasetImages, LabelledImages
 from smkd.errors import DataError
+from smkd.extensions import Registry
 from smkd.files import nearest
 
 __all__ = [
@@ -52,8 +57,8 @@ class DatasetSpec:
         validation: sizes while training.
     """
 
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     evaluation: Sizes = FULL
     validation: Sizes = TRAINING
 
@@ -68,6 +73,41 @@ DATASETS = {
     "folder": DatasetSpec(*IMAGENET),
     "patterns": DatasetSpec(*PATTERNS, evaluation=Sizes(32, 32), validation=Sizes(32, 32)),
 }
+
+
+OWN = Registry("data set", "smkd.datasets", {}, taken=tuple(DATASETS))
+"""Data sets of others, each a function of the split's name that gives a `LabelledImages`, or None for no such split."""
+GIVEN = "given"
+"""What a data set is called that `give_images` made known."""
+
+
+def register_dataset(name: str, open_split: Callable[[str], LabelledImages | None]) -> None:
+    """Make a data set known to `data.dataset` in this process (docs/extending.md).
+
+    Args:
+        name: for the setting.
+        open_split: called with 'train', 'val' or 'test'; returns a data set of (image, label), or None for a split that
+            it does not have. Images are Pillow images, uint8 arrays [height, width, 3] or uint8 tensors [3, height,
+            width].
+
+    Raises:
+        ConfigError: the name is one of smkd's own.
+    """
+    OWN.register(name, open_split)
+
+
+def give_images(images: LabelledImages | Mapping[str, LabelledImages]) -> None:
+    """Make images known as the data set `given`: those to train on, or a data set for each split.
+
+    Raises:
+        DataError: they are none, or a key is no split.
+    """
+    parts = dict(images) if isinstance(images, Mapping) else {"train": images}
+    for split, dataset in parts.items():
+        if split not in SPLITS:
+            raise DataError(f"images={{'{split}': ...}}: unknown split{nearest(split, SPLITS)} ({', '.join(SPLITS)})")
+        DatasetImages(dataset, _called(GIVEN, split))
+    register_dataset(GIVEN, parts.get)
 
 
 class PatternImages:
@@ -98,18 +138,25 @@ class PatternImages:
 
 
 def dataset_spec(name: str) -> DatasetSpec:
-    """Row of the table; raises `DataError` with the nearest name if there is none."""
+    """Row of the table, ImageNet's for a data set of others; raises `DataError` with the nearest name if unknown."""
     if name not in DATASETS:
-        raise DataError(
-            f"data.dataset={name}: unknown data set{nearest(name, DATASETS)} (known: {', '.join(DATASETS)})"
-        )
+        known = [*DATASETS, *OWN.names()]
+        if name in known:
+            return DatasetSpec(*IMAGENET)
+        raise DataError(f"data.dataset={name}: unknown data set{nearest(name, known)} (known: {', '.join(known)})")
     return DATASETS[name]
 
 
 def configured_spec(config: DataConfig) -> DatasetSpec:
-    """Row of the configured data set, with the configured normalisation where there is one."""
-    spec = dataset_spec(config.dataset)
-    return spec if config.mean is None or config.std is None else replace(spec, mean=config.mean, std=config.std)
+    """Row of the configured data set, with the configured normalisation where there is one.
+
+    Raises:
+        DataError: unknown data set, and no normalisation.
+    """
+    if config.mean is None or config.std is None:
+        return dataset_spec(config.dataset)
+    # a run that brings its constants is read where its data set is not known
+    return replace(DATASETS.get(config.dataset, DATASETS["folder"]), mean=config.mean, std=config.std)
 
 
 def open_split(config: DataConfig, split: str, *, labelled: bool = True) -> Images:
@@ -123,10 +170,12 @@ def open_split(config: DataConfig, split: str, *, labelled: bool = True) -> Imag
     Raises:
         DataError: unknown data set, a root of no known form, or a split that is missing or empty.
     """
-    dataset_spec(config.dataset)
+    configured_spec(config)  # refuses an unknown name
     limit = config.limit_per_class if split == "train" else None
     if config.embedded:
         return PatternImages(split, limit)
+    if is_of_others(config):
+        return once(("own", config.dataset, split, limit), lambda: _open_own(config.dataset, split, limit))
     return open_source(config, labelled=labelled).open(split, limit)
 
 
@@ -150,10 +199,30 @@ def describe(config: DataConfig) -> str:
     Raises:
         DataError: unknown data set, or a root of no known form.
     """
-    dataset_spec(config.dataset)
+    configured_spec(config)  # refuses an unknown name
     if config.embedded:
         return "patterns: embedded, drawn by formula"
+    if is_of_others(config):
+        return f"{config.dataset}: a data set of your own"
     return open_source(config, labelled=False).description
+
+
+def is_of_others(config: DataConfig) -> bool:
+    """Whether the images are those of a data set that is registered or announced; with a root they are that root's."""
+    return config.root is None and config.dataset not in DATASETS and config.dataset in OWN.names()
+
+
+def _open_own(name: str, split: str, limit: int | None) -> DatasetImages:
+    dataset = OWN.load(name)(split)
+    if dataset is None:
+        here = f"give images={{'train': ..., '{split}': ...}}" if name == GIVEN else "its function gives None"
+        more = ", validation.data=<labelled folder> or validation.every=0" if split == "val" else ""
+        raise DataError(f"data set '{name}' has no {split} split; {here}{more}")
+    return DatasetImages(dataset, _called(name, split), limit)
+
+
+def _called(name: str, split: str) -> str:
+    return f"{name}/{split}"
 
 
 def open_source(config: DataConfig, *, labelled: bool = True) -> DatasetSource:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
+from smkd.data.color import Channels
 from smkd.data.images import FileStore, Images, StoredImages, unpacked
 from smkd.data.shards import ShardStore
 from smkd.errors import DataError
@@ -111,9 +112,6 @@ class _Chunks(Dataset[ImageFacts]):
 
 def _same(seen: Any) -> Any:
     return seen
-
-
-Channels = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,7 @@ from smkd.device import to_device
 from smkd.errors import DataError
 from smkd.files import cores
 from smkd.processes import allowed, end_with_parent, heed_only_parent
-
-T = TypeVar("T")
+from smkd.progress import T
 
 
 class Sample(NamedTuple):

@@ -29,6 +29,7 @@ from smkd.data.formats import (
 )
 from smkd.data.hub import PREFIX, open_hub
 from smkd.data.images import SPLITS, FileStore, FolderImages, Store, StoredImages, UnlabelledImages, chosen_images
+from smkd.data.opened import once
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.splits import part_of_each_class, split_by_file, split_by_seed
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
@@ -117,9 +118,10 @@ class DatasetSource:
 
     def _of_classes(self, split: str, limit_per_class: int | None) -> StoredImages:
         if self.listing is None:
-            if self.own_splits:
-                return FolderImages(Path(self.root) / split, limit_per_class)
-            return FolderImages(Path(self.root), limit_per_class, self.classes[split])
+            folder = Path(self.root) / split if self.own_splits else Path(self.root)
+            names = None if self.own_splits else self.classes[split]
+            key = ("images", folder, limit_per_class, names and tuple(names))
+            return once(key, lambda: FolderImages(folder, limit_per_class, names))
         chosen = set(self.classes[split])
         own = self.listing.splits
         inside = [(own[item] == split if own else name in chosen) for item, name in enumerate(self.listing.classes)]
@@ -151,7 +153,7 @@ def open_dataset(
     if not place.startswith(PREFIX):
         place = str(expanded(place))
     split_file = split_file and expanded(split_file)
-    found = open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
+    found = once(("root", place, label_column), lambda: _found(place, label_column))
     by_image = split_by == "images" and found.splits is None
     few = found.splits is None and len(set(found.classes)) < len(SPLITS)
     if few and not (labelled or by_image or split_file):
@@ -182,6 +184,10 @@ def open_dataset(
     left_out = () if isinstance(found, Listing) else found.left_out
     warn(left_out)
     return DatasetSource(place, found.form, rule, _grouped(pairs), found.splits is not None, listing, seed, left_out)
+
+
+def _found(place: str, label_column: str | None) -> Listing | _Folders:
+    return open_hub(place, label_column) if place.startswith(PREFIX) else _look(Path(place), label_column)
 
 
 @dataclass(frozen=True)

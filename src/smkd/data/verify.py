@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from smkd.data.color import Channels
 from smkd.data.datasets import DatasetSpec
-from smkd.data.images import StoredImages
-from smkd.data.inspect import Channels, ImageFacts, channel_statistics, scan
+from smkd.data.images import SPLITS, StoredImages
+from smkd.data.inspect import ImageFacts, channel_statistics, scan
+from smkd.data.opened import opened_once
 from smkd.data.sources import DatasetSource
 from smkd.files import listed
 from smkd.progress import Track
@@ -98,6 +100,7 @@ class Report:
         return asdict(self)
 
 
+@opened_once()
 def verify(
     source: DatasetSource, dataset: str, spec: DatasetSpec, *, crop: int = 224, expected: Expected | None = None,
     published_repeats: Collection[Set[str]] = (), prepared: Files | None = None, jobs: int = 1,
@@ -242,7 +245,7 @@ def _warnings(
     facts: Mapping[str, SplitFacts], repeated: list[list[str]], known: list[list[str]], crop: int,
     found: tuple[float, ...], spec: DatasetSpec,
 ) -> list[str]:  # fmt: skip
-    lines = [f"there is no {split} split" for split in ("train", "val", "test") if split not in facts]
+    lines = [f"there is no {split} split" for split in SPLITS if split not in facts]
     for split, fact in facts.items():
         if fact.below_crop and fact.shorter_side is not None:
             lines.append(

@@ -18,9 +18,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from smkd.config.run_config import RunConfig
 from smkd.data.augment import draw_mask, generator
 from smkd.data.cache import cached
-from smkd.data.datasets import configured_spec, open_split
+from smkd.data.datasets import configured_spec, is_of_others, open_split
 from smkd.data.images import Images
 from smkd.data.loader import Batch, Views, batches, make_views, on_device, training_loader
+from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.log import console
@@ -72,6 +73,7 @@ class Bench:
         return asdict(self)
 
 
+@opened_once()
 def measure_steps(config: RunConfig, steps: int) -> Bench:
     """Time training steps of a configuration.
 
@@ -91,7 +93,7 @@ def measure_steps(config: RunConfig, steps: int) -> Bench:
     autocast = autocast_type(config.precision, device)
     if device.type == "cpu":
         keep_freed_memory()
-    real = config.data.root is not None or config.data.embedded
+    real = config.data.root is not None or config.data.embedded or is_of_others(config.data)
     classes = len(_images(config).class_names) if real else SYNTHETIC_CLASSES
     learner = Learner.create(config, classes, device, autocast)
     compile_backbones(learner.pair, config.compile, device, console.print)

@@ -15,6 +15,7 @@ from smkd.config.schema import Count, HeadConfig
 from smkd.errors import CheckpointError, ConfigError
 from smkd.models.finite import check_finite, weight_fault
 from smkd.weights.architecture import check_described, head_shapes
+from smkd.weights.rename import BACKBONE, HEAD, without_prefix
 
 Weights = dict[str, Tensor]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -142,8 +143,8 @@ def checked(document: Mapping[str, Any], where: str) -> dict[str, Any]:
         network = named[part]
         if config is None or network is None:
             continue
-        check_described(_under("backbone.", network), config.model, where)
-        head = {name: tuple(value.shape) for name, value in _under("head.", network).items()}
+        check_described(without_prefix(network, BACKBONE), config.model, where)
+        head = {name: tuple(value.shape) for name, value in without_prefix(network, HEAD).items()}
         if head and not _same_head(head, network, config.head):
             raise CheckpointError(f"'{where}': the {part}'s projection head is not the one of its settings")
     return dict(document)
@@ -212,10 +213,6 @@ def _same_head(head: dict[str, tuple[int, ...]], weights: Weights, told: HeadCon
         return head == head_shapes(weights["backbone.norm.weight"].shape[0], told)
     except (RuntimeError, TypeError):  # more numbers than can be counted
         return False
-
-
-def _under(prefix: str, weights: Weights) -> Weights:
-    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _of(kind: type[Part], values: Any, where: str, group: str) -> Part:

@@ -17,9 +17,10 @@ from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
-from smkd.weights import fetch, header, load, read
+from smkd.weights import fetch, load, read, smkd_file
 from smkd.weights.architecture import Architecture, check_described
 from smkd.weights.attention_heads import check_heads
+from smkd.weights.rename import BACKBONE, HEAD, without_prefix
 
 
 def open_checkpoint(
@@ -44,7 +45,7 @@ def open_checkpoint(
         content = checkpoint.trusted(content, file)
         check_heads(heads, Architecture.of(loading.check(content["config"]).model).num_heads, source)
         return content, file
-    if base is None and header.KEY not in content:
+    if base is None and smkd_file.KEY not in content:
         raise CheckpointError(
             f"'{source}' is not a checkpoint of smkd; foreign weights need --recipe, or `smkd import`"
         )
@@ -88,7 +89,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
         # the supervised classifier belongs to one run's training classes; for others it starts afresh
         fresh = {key for key in wrong if key.startswith("classifier.")}
         if foreign:
-            fresh |= {key for key in wrong if key.startswith("head.")}
+            fresh |= {key for key in wrong if key.startswith(HEAD)}
         wrong -= fresh
         if wrong:
             key = min(wrong)
@@ -143,13 +144,10 @@ def backbone_of(
     """
     needed(state, ("config", network), where)
     config = loading.check(state["config"])
-    prefix = "backbone."
-    weights = {k.removeprefix(prefix): v for k, v in state[network].items() if k.startswith(prefix)}
+    weights = without_prefix(state[network], BACKBONE)
     check_described(weights, config.model, where)
-    backbone = VisionTransformer.from_config(config.model, mask_token="mask_token" in weights)
     try:
-        backbone.load_state_dict(weights)
+        return VisionTransformer.with_weights(config.model, weights), config
     except RuntimeError as error:  # lines of PyTorch's, the first of which names no weight
         _, first, *_ = [*str(error).splitlines(), ""]
         raise CheckpointError(f"'{where}': its weights do not fit its settings: {first.strip()}") from error
-    return backbone.eval(), config

@@ -21,6 +21,7 @@ from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import configured_spec, describe, open_split
 from smkd.data.images import Images, UnlabelledImages
 from smkd.data.loader import Batch, batches, make_views, on_device, training_loader
+from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import checkpoint, run_folder
@@ -49,6 +50,7 @@ class Evaluator(Protocol):
         """Names and numbers; the first one selects the best checkpoint."""
 
 
+@opened_once()
 def train(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
     """Train in this process (one of several under torchrun), or go on with an interrupted run.
 

@@ -30,8 +30,22 @@ heads = Registry(
 )  # fmt: skip
 
 
+def register_head(name: str, make: Callable[..., Head]) -> None:
+    """Make a few-shot head known to `--head` and `evaluation.head` in this process (docs/extending.md).
+
+    Args:
+        name: for the setting.
+        make: called with the options that follow the name after a colon, returns a `smkd.fewshot.Head`. Options are the
+            fields of a dataclass, with their defaults; anything else has none.
+
+    Raises:
+        ConfigError: the name is one of smkd's own.
+    """
+    heads.register(name, make)
+
+
 def head_names() -> list[str]:
-    """Built-in heads, then those that installed packages announce under the entry point group `smkd.heads`."""
+    """Built-in heads, then registered ones, then those that installed packages announce (`smkd.heads`)."""
     return heads.names()
 
 

@@ -8,6 +8,7 @@ rotary positions: Siméoni et al., arXiv 2508.10104 (DINOv3).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -184,12 +185,7 @@ class VisionTransformer(nn.Module):
         rotary: bool = False, mlp_dim: int | None = None, swiglu: bool = False, mask_token: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        if embed_dim % num_heads:
-            raise ConfigError(f"model.embed_dim={embed_dim} is not divisible by model.num_heads={num_heads}")
-        if image_size % patch_size:
-            raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
-        if rotary and embed_dim // num_heads % 4:
-            raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
+        check_sizes(image_size, patch_size, embed_dim, num_heads, rotary=rotary)
         self.config = ModelConfig(
             image_size=image_size, patch_size=patch_size, embed_dim=embed_dim, depth=depth, num_heads=num_heads,
             drop_path=drop_path, layer_scale=layer_scale, register_tokens=register_tokens, rotary=rotary,
@@ -239,6 +235,21 @@ class VisionTransformer(nn.Module):
         )  # fmt: skip
         made.config = config
         return made
+
+    @classmethod
+    def with_weights(cls, config: ModelConfig, weights: Mapping[str, Tensor]) -> Self:
+        """Backbone of a configuration with these weights, all of them and no others, in evaluation mode.
+
+        Args:
+            config: see `from_config`.
+            weights: copied; with a mask token if it has one.
+
+        Raises:
+            ConfigError: sizes that do not divide.
+        """
+        made = cls.from_config(config, mask_token="mask_token" in weights)
+        made.load_state_dict(dict(weights))
+        return made.eval()
 
     def forward(self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False) -> Tokens:
         """Tokens of the last block, after the final norm.
@@ -348,6 +359,16 @@ class VisionTransformer(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name != "mask_token":
                 nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def check_sizes(image_size: int, patch_size: int, embed_dim: int, num_heads: int, *, rotary: bool) -> None:
+    """Raise `ConfigError` if sizes do not divide."""
+    if embed_dim % num_heads:
+        raise ConfigError(f"model.embed_dim={embed_dim} is not divisible by model.num_heads={num_heads}")
+    if image_size % patch_size:
+        raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
+    if rotary and embed_dim // num_heads % 4:
+        raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:

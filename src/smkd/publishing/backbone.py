@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from smkd.config import foreign_text, loading
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ModelConfig
 from smkd.errors import ConfigError
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
-from smkd.weights import fetch, header
-from smkd.weights.header import BackboneInfo, Score
+from smkd.weights import fetch, smkd_file
+from smkd.weights.smkd_file import BackboneInfo, Score
 
 
 @dataclass(frozen=True)
@@ -59,14 +57,9 @@ class PublishedBackbone:
         weights = dict(self.backbone.state_dict())
         if "pos_embed" in weights:
             weights["pos_embed"] = self.backbone.positions(image_size, image_size).detach()
-        return PublishedBackbone(built(config.model, weights), self.about.model_copy(update={"config": config}))
-
-
-def built(config: ModelConfig, weights: Mapping[str, Tensor]) -> VisionTransformer:
-    """A configured backbone with these weights, in evaluation mode."""
-    backbone = VisionTransformer.from_config(config, mask_token="mask_token" in weights)
-    backbone.load_state_dict(dict(weights))
-    return backbone.eval()
+        return PublishedBackbone(
+            VisionTransformer.with_weights(config.model, weights), self.about.model_copy(update={"config": config})
+        )
 
 
 def without_paths(config: RunConfig) -> RunConfig:
@@ -76,8 +69,7 @@ def without_paths(config: RunConfig) -> RunConfig:
 
 def write_weights(release: PublishedBackbone, weights: Mapping[str, Tensor], path: Path) -> None:
     """A safetensors file whose header says all that is known of the backbone."""
-    kept = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    path.write_bytes(safetensors.torch.save(kept, header.metadata(release.about)))
+    path.write_bytes(smkd_file.encoded(smkd_file.EXPORT, release.about.model_dump(mode="json"), weights))
 
 
 def write_safetensors(release: PublishedBackbone, path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,12 +14,13 @@ from smkd.config import loading
 from smkd.data.datasets import configured_spec
 from smkd.errors import CheckpointError
 from smkd.models.vit import VisionTransformer
-from smkd.publishing.backbone import PublishedBackbone, built, without_paths
+from smkd.publishing.backbone import PublishedBackbone, without_paths
 from smkd.publishing.place import CARD, WEIGHTS
 from smkd.publishing.timm import write_timm
-from smkd.weights import fetch, header, load, read
+from smkd.weights import fetch, load, read, smkd_file
 from smkd.weights.architecture import Architecture
-from smkd.weights.header import BackboneInfo, Score
+from smkd.weights.rename import BACKBONE, without_prefix
+from smkd.weights.smkd_file import BackboneInfo, Score
 
 PHASES = {
     "pretrain": "phase 1, self-supervised (iBOT: views of one image, masked patches)",
@@ -156,8 +156,6 @@ def _numbers(values: tuple[float, ...]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-FOREIGN_RECIPE = "folder-pretrain"
-"""Settings of weights that bring none."""
 REFUSALS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, HFValidationError, RuntimeError)
 """What the Hub's library raises: errors of its HTTP client, another one in each version (requests' own are `OSError`),
 of names, and of the uploader of large files, which has none of its own."""
@@ -188,17 +186,8 @@ def push(folder: Path, repository: str) -> str:
 class HubBackbone(VisionTransformer, PyTorchModelHubMixin, library_name="smkd"):
     """A backbone that knows where it comes from, with `save_pretrained`, `push_to_hub` and `from_pretrained`."""
 
-    origin: PublishedBackbone
-    """All that is known of it, with the weights as they were opened."""
-
-    @classmethod
-    def of(cls, release: PublishedBackbone) -> Self:
-        """The backbone of a release, in evaluation mode."""
-        weights = release.backbone.state_dict()
-        made = cls.from_config(release.config.model, mask_token="mask_token" in weights)
-        made.load_state_dict(weights)
-        made.origin = release
-        return made.eval()
+    about: BackboneInfo
+    """All that is known of it besides its weights."""
 
     @classmethod
     def opened(cls, file: Path, source: str, heads: int | None = None) -> Self:
@@ -208,19 +197,17 @@ class HubBackbone(VisionTransformer, PyTorchModelHubMixin, library_name="smkd"):
             CheckpointError: damaged, or not a ViT of a kind that this package has.
         """
         content = read.read_weights(file)
-        state = load.imported(content, source, loading.resolve(FOREIGN_RECIPE), heads=heads, beside=file)
+        state = load.imported(content, source, loading.resolve(load.FOREIGN_RECIPE), heads=heads, beside=file)
         config = loading.check(state["config"])
-        start = "backbone."
-        weights = {
-            name.removeprefix(start): value for name, value in state["teacher"].items() if name.startswith(start)
-        }
         about = BackboneInfo(name=Path(source).name, network="teacher", config=without_paths(config), source=source)
-        if header.KEY in content:
-            about = header.checked_info(content[header.KEY], source).model_copy(update={"config": about.config})
-        return cls.of(PublishedBackbone(built(config.model, weights), about))
+        if smkd_file.KEY in content:
+            about = smkd_file.backbone_info(content[smkd_file.KEY], source).model_copy(update={"config": about.config})
+        made = cls.with_weights(config.model, without_prefix(state["teacher"], BACKBONE))
+        made.about = about
+        return made
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_timm(replace(self.origin, backbone=self), save_directory)
+        write_timm(PublishedBackbone(self, self.about), save_directory)
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> Self:
@@ -232,7 +219,7 @@ class HubBackbone(VisionTransformer, PyTorchModelHubMixin, library_name="smkd"):
 
     def generate_model_card(self, *args: Any, **kwargs: Any) -> ModelCard:
         """The card that `smkd export --to hub` writes."""
-        return model_card(self.origin, kwargs.get("repository"))
+        return model_card(PublishedBackbone(self, self.about), kwargs.get("repository"))
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """See `huggingface_hub.ModelHubMixin.push_to_hub`."""

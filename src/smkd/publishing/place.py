@@ -9,7 +9,7 @@ from pathlib import Path
 
 from smkd.errors import CheckpointError, ConfigError
 from smkd.files import explained, written_aside
-from smkd.weights import header
+from smkd.weights.smkd_file import EXPORT, is_of_kind
 
 WEIGHTS, SETTINGS, CARD = "model.safetensors", "config.json", "README.md"
 FOLDER_FILES = (WEIGHTS, SETTINGS, CARD)
@@ -34,8 +34,8 @@ def check_free(path: Path, *, is_folder: bool, suffix: str, overwrite: bool) -> 
 def _is_former_export(path: Path) -> bool:
     if path.is_dir():
         names = {each.name for each in path.iterdir()}
-        return not names or (names <= set(FOLDER_FILES) and header.is_export(path / WEIGHTS))
-    return header.is_export(path) or _is_program(path) or _onnx_producer(path) == PRODUCER
+        return not names or (names <= set(FOLDER_FILES) and is_of_kind(path / WEIGHTS, EXPORT))
+    return is_of_kind(path, EXPORT) or _is_program(path) or _onnx_producer(path) == PRODUCER
 
 
 def _is_program(path: Path) -> bool:

@@ -106,10 +106,7 @@ def _number(value: int) -> Tensor:
 
 def any_size_backbone(release: PublishedBackbone) -> VisionTransformer:
     """The backbone with positions for any size."""
-    weights = release.backbone.state_dict()
-    backbone = AnySizeVisionTransformer.from_config(release.config.model, mask_token="mask_token" in weights)
-    backbone.load_state_dict(weights)
-    return backbone.eval()
+    return AnySizeVisionTransformer.with_weights(release.config.model, release.backbone.state_dict())
 
 
 def traced(release: PublishedBackbone, pool: Pool, *, dynamic_size: bool) -> torch.export.ExportedProgram:

@@ -18,10 +18,9 @@ from smkd.publishing.hub import HubBackbone, push, write_hub
 from smkd.publishing.place import check_free, writing
 from smkd.publishing.program import Pool, write_onnx, write_program
 from smkd.publishing.timm import write_timm
-from smkd.weights import header
 from smkd.weights.fetch import HUB, is_remote, locate_weights
-from smkd.weights.header import BackboneInfo, Score
-from smkd.weights.load import EXPORTED, MARK
+from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK
+from smkd.weights.smkd_file import BackboneInfo, Score, backbone_info
 
 
 class Form(NamedTuple):
@@ -121,7 +120,7 @@ class Exported(NamedTuple):
 def export(
     where: str | Path, to: str, out: str | Path | None = None, *, network: Literal["teacher", "student"] = "teacher",
     image_size: int | None = None, dynamic_size: bool = False, repository: str | None = None,
-    license: str | None = None, recipe: str = "folder-pretrain", overwrite: bool = False,
+    license: str | None = None, recipe: str = FOREIGN_RECIPE, overwrite: bool = False,
     heads: int | None = None,
 ) -> Exported:  # fmt: skip
     """Write a backbone for other libraries and programs (docs/export.md).
@@ -181,7 +180,7 @@ def _release(
     backbone, config = backbone_of(state, where, network)
     run = run_of(file)
     if EXPORTED in state:
-        about = header.checked_info(state[EXPORTED], where)
+        about = backbone_info(state[EXPORTED], where)
     else:
         scores: tuple[Score, ...] = ()
         if run is not None and network == "teacher":

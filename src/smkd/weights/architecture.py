@@ -13,7 +13,7 @@ from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
 from smkd.files import listed
 from smkd.models.head import ProjectionHead
-from smkd.models.vit import SIZES, VisionTransformer
+from smkd.models.vit import SIZES, Block, VisionTransformer, check_sizes
 from smkd.weights.attention_heads import known_heads
 from smkd.weights.rename import State
 
@@ -137,7 +137,7 @@ def check_described(weights: State, model: ModelConfig, file: str) -> None:
         words = found.settings(told) or f"model.image_size={side}"
         raise CheckpointError(f"'{file}': its weights do not fit its settings; the weights have {words}")
     mask = {"mask_token": (1, 1, found.embed_dim)} if "mask_token" in weights else {}
-    check_shapes(weights, expected_shapes(model) | mask, file)
+    check_shapes(weights, weight_shapes(model) | mask, file)
 
 
 def check_shapes(
@@ -192,11 +192,28 @@ def grid_side(weights: State, file: str) -> int:
     raise CheckpointError(f"'{file}': {count} positions are no square of patches, with or without a [CLS] token")
 
 
-def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of a configured backbone, without the mask token."""
-    _, depth, _ = SIZES[model.size]
+def weight_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a configured backbone, which is not made, without the mask token.
+
+    Raises:
+        ConfigError: sizes that do not divide.
+    """
+    told, patch = Architecture.of(model), model.patch_size
+    dim, side = told.embed_dim, model.image_size // patch
+    check_sizes(model.image_size, patch, dim, told.num_heads, rotary=told.rotary)
     with torch.device("meta"):
-        return {name: tuple(value.shape) for name, value in fresh_weights(model, model.depth or depth).items()}
+        block = Block(dim, told.num_heads, 0.0, model.layer_scale, mlp_dim=told.mlp_dim, swiglu=told.swiglu)
+    shapes = {
+        "cls_token": (1, 1, dim), "pos_embed": (1, 1 + side**2, dim), "reg_token": (1, told.register_tokens, dim),
+        "patch_embed.proj.weight": (dim, 3, patch, patch), "patch_embed.proj.bias": (dim,),
+        **{
+            f"blocks.{number}.{name}": tuple(value.shape)
+            for number in range(told.depth) for name, value in block.state_dict().items()
+        },
+        "norm.weight": (dim,), "norm.bias": (dim,),
+    }  # fmt: skip
+    absent = ["pos_embed"] * told.rotary + ["reg_token"] * (not told.register_tokens)
+    return {name: shape for name, shape in shapes.items() if name not in absent}
 
 
 def fresh_weights(model: ModelConfig, depth: int) -> State:

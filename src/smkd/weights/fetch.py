@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import os
 import re
-import urllib.error
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import huggingface_hub
-import torch
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every version has them
     EntryNotFoundError,
     HFValidationError,
     LocalEntryNotFoundError,
 )
 
-from smkd.errors import CheckpointError
-from smkd.files import expanded, sha256, written_aside
+from smkd.download import download
+from smkd.errors import CheckpointError, ChecksumError, DownloadError
+from smkd.files import expanded, explained, sha256
+from smkd.progress import bars
 from smkd.weights import read
 from smkd.weights.attention_heads import SETTINGS_FILE
 
 HUB = "hf:"
+PAUSE = 0.1
+"""Seconds before a server is asked again, doubled each time."""
 WEIGHT_FILES = (
     "model.safetensors", "pytorch_model.safetensors", "pytorch_model.bin", "model.pth", "model.pt",
     "model.safetensors.index.json", "pytorch_model.bin.index.json",
@@ -74,21 +76,15 @@ def _from_url(source: str) -> Path:
     digest = wanted[1]
     name = Path(unquote(urlsplit(url).path)).name or "weights"
     target = cache_folder() / f"{digest[:16]}-{name}"
-    if target.is_file() and sha256(target) == digest:
-        return target
+    if target.is_file() and sha256(target) != digest:
+        target.unlink()  # damaged since
     try:
-        with written_aside(target) as fresh:
-            torch.hub.download_url_to_file(url, str(fresh), progress=True)
-            found = sha256(fresh)
-            if found != digest:
-                wrong = target.with_name(f"{target.name}.wrong")
-                fresh.replace(wrong)
-                raise CheckpointError(f"{url} has SHA-256 {found}, expected {digest}; it is kept as '{wrong}'")
-    except urllib.error.URLError as error:
-        told = f"{error.code} {error.reason}" if isinstance(error, urllib.error.HTTPError) else str(error.reason)
-        raise CheckpointError(f"cannot download {url}: {told}") from error
-    except (OSError, ValueError, HTTPException) as error:
-        raise CheckpointError(f"cannot download {url}: {str(error) or type(error).__name__}") from error
+        with explained(target, CheckpointError), bars() as show:
+            download(url, target, f"sha256:{digest}", partial(show, name), pause=PAUSE)
+    except ChecksumError as error:
+        raise CheckpointError(f"{url} {error}") from error
+    except DownloadError as error:
+        raise CheckpointError(f"cannot download {url}: {error}") from error
     return target
 
 

@@ -14,25 +14,27 @@ import torch
 from smkd import __version__
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ModelConfig
+from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
 from smkd.files import listed
 from smkd.models.vit import resized_positions
-from smkd.weights import header, recognise
+from smkd.weights import recognise, smkd_file
 from smkd.weights.architecture import (
     Architecture,
     check_shapes,
-    expected_shapes,
     fresh_weights,
     head_config,
     read_architecture,
     size_of,
+    weight_shapes,
     with_positions_of_cls,
 )
 from smkd.weights.attention_heads import check_heads, heads_of
 from smkd.weights.recognise import Foreign, ForeignNetwork
-from smkd.weights.rename import State
+from smkd.weights.rename import BACKBONE, HEAD, State, with_prefix, without_prefix
 
+FOREIGN_RECIPE = "folder-pretrain"
+"""Settings of weights that bring none, such as the image size and the normalisation (ImageNet's)."""
 NetworkName = Literal["teacher", "student"]
 MARK = "imported"
 """Key of a checkpoint that was made here; its value is the report, one line each."""
@@ -60,14 +62,14 @@ def imported(
         CheckpointError: no ViT, one of another kind, or weights that are missing, unknown or of another shape.
     """
     foreign = recognise.recognise_layout(content, file)
-    if header.KEY in content:
-        base = header.checked_info(content[header.KEY], file).config
+    if smkd_file.KEY in content:
+        base = smkd_file.backbone_info(content[smkd_file.KEY], file).config
         own = Architecture.of(base.model).num_heads
         check_heads(heads, own, file)
         heads = own
     assert base is not None
     chosen = _chosen(foreign, network, file)
-    if header.KEY in content:
+    if smkd_file.KEY in content:
         # names alone do not tell it
         chosen = {name: replace(found, rotary=base.model.rotary) for name, found in chosen.items()}
     report = [f"{file}: {foreign.layout}"]
@@ -77,34 +79,24 @@ def imported(
         report += [line for line in lines if line not in report]
     if models["student"] != models["teacher"]:
         raise CheckpointError(f"'{file}': student and teacher are ViTs of different sizes; choose one of them")
-    heads_alike = _shapes(chosen["student"].head) == _shapes(chosen["teacher"].head)
-    head = base.head
-    if has_head := bool(chosen["teacher"].head) and heads_alike:
-        read = head_config(chosen["teacher"].head, len(backbones["teacher"]["norm.weight"]), base.head)
-        head, has_head = read or head, read is not None
-    model = models["teacher"]
-    config, fitted = _fitted(base, model)
-    if has_head:
-        report.append(f"head: {head.num_prototypes} prototypes" + (", with centres" if foreign.centres else ""))
-    elif chosen["teacher"].head:
-        why = "its parts do not fit together" if heads_alike else "student and teacher have different ones"
-        report.append(f"head: left out, {why}")
-    report += _left_out(chosen["teacher"], foreign.unused) + fitted
-    config = config.model_copy(update={"head": head})
+    config, fitted = _fitted(base, models["teacher"])
+    head, lines = _head(chosen, len(backbones["teacher"]["norm.weight"]), base.head, bool(foreign.centres))
+    report += lines + _left_out(chosen["teacher"], foreign.unused) + fitted
+    config = config.model_copy(update={"head": head or base.head})
     student = backbones["student"]
     if "mask_token" not in student:
         student["mask_token"] = torch.zeros(1, 1, student["cls_token"].shape[-1])
         report.append("new: the student's mask token (zeros)")
     backbones["teacher"].pop("mask_token", None)
     states = {
-        name: _named("backbone", backbones[name]) | (_named("head", chosen[name].head) if has_head else {})
+        name: with_prefix(backbones[name], BACKBONE) | (with_prefix(chosen[name].head, HEAD) if head else {})
         for name in ("student", "teacher")
     }
     return {
-        **states, "objective": foreign.centres if has_head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
+        **states, "objective": foreign.centres if head else {}, "optimizer": {}, "scaler": {}, "epoch": 0,
         "step": 0, "best": -math.inf, "config": config.model_dump(mode="json"), "classes": [],
         "version": __version__, MARK: report,
-        **({EXPORTED: content[header.KEY]} if header.KEY in content else {}),
+        **({EXPORTED: content[smkd_file.KEY]} if smkd_file.KEY in content else {}),
     }  # fmt: skip
 
 
@@ -130,19 +122,19 @@ def fit_to_run(state: dict[str, Any], config: RunConfig, own: Mapping[str, State
         )
     lines = []
     state = {**state, **{name: dict(state[name]) for name in own}}
-    key = "backbone.pos_embed"
+    key = f"{BACKBONE}pos_embed"
     for name in ("student", "teacher"):
         if key in own[name] and state[name][key].shape != own[name][key].shape:
             grid = math.isqrt(own[name][key].shape[1] - 1)
             old = math.isqrt(state[name][key].shape[1] - 1)
             state[name][key] = resized_positions(state[name][key], grid, grid)
             lines.append(f"position embedding interpolated from {old} x {old} to {grid} x {grid} patches")
-    heads = {name: _shapes(_under("head.", state[name])) for name in ("student", "teacher")}
-    if any(shapes != _shapes(_under("head.", own[name])) for name, shapes in heads.items()):
+    heads = {name: _shapes(without_prefix(state[name], HEAD)) for name in ("student", "teacher")}
+    if any(shapes != _shapes(without_prefix(own[name], HEAD)) for name, shapes in heads.items()):
         if any(heads.values()):
             lines.append("the imported head does not fit this run's and is left out; it starts afresh")
         for name in heads:
-            state[name] = {key: value for key, value in state[name].items() if not key.startswith("head.")}
+            state[name] = {key: value for key, value in state[name].items() if not key.startswith(HEAD)}
         state["objective"] = {}
     centres = {key: state["objective"].get(key, value) for key, value in own["objective"].items()}
     state["objective"] = {
@@ -179,7 +171,7 @@ def _backbone(
     if "mask_token" in weights and weights["mask_token"].shape != (1, 1, architecture.embed_dim):
         del weights["mask_token"]
         lines.append("left out: mask_token, of another size")
-    expected = expected_shapes(model)
+    expected = weight_shapes(model)
     qkv_biases = {name for name in expected if name.endswith(".attn.qkv.bias")}
     if not qkv_biases & weights.keys():
         weights |= {name: torch.zeros(expected[name]) for name in qkv_biases}
@@ -195,6 +187,21 @@ def _backbone(
     matched = len(network.backbone)
     lines.append(f"backbone: {matched} weights matched, {len(network.renamed)} of the file's names changed")
     return model, weights, lines
+
+
+def _head(
+    chosen: Mapping[str, ForeignNetwork], dim: int, base: HeadConfig, has_centres: bool
+) -> tuple[HeadConfig | None, list[str]]:
+    """Configuration of the projection head on `dim` channels that is taken over, if one is, and a line about it."""
+    student, teacher = chosen["student"].head, chosen["teacher"].head
+    if not teacher:
+        return None, []
+    if _shapes(student) != _shapes(teacher):
+        return None, ["head: left out, student and teacher have different ones"]
+    found = head_config(teacher, dim, base)
+    if found is None:
+        return None, ["head: left out, its parts do not fit together"]
+    return found, [f"head: {found.num_prototypes} prototypes" + (", with centres" if has_centres else "")]
 
 
 def _fitted(base: RunConfig, model: ModelConfig) -> tuple[RunConfig, list[str]]:
@@ -220,11 +227,3 @@ def _left_out(network: ForeignNetwork, unused: tuple[str, ...]) -> list[str]:
 
 def _shapes(weights: State) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in weights.items()}
-
-
-def _under(prefix: str, weights: State) -> State:
-    return {name: value for name, value in weights.items() if name.startswith(prefix)}
-
-
-def _named(part: str, weights: State) -> State:
-    return {f"{part}.{name}": value for name, value in weights.items()}

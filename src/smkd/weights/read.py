@@ -24,7 +24,7 @@ from torch import Tensor
 
 from smkd.config import foreign_text
 from smkd.errors import CheckpointError
-from smkd.weights import header
+from smkd.weights import smkd_file
 
 NEWEST_PROTOCOL, USUAL_PROTOCOL = 3, 2
 """Of pickles that `weights_only=True` reads, and as `torch.save` writes them."""
@@ -205,7 +205,7 @@ STARTS = {
 
 
 def read_weights(path: Path) -> dict[str, Any]:
-    """What a PyTorch or safetensors file holds, on the CPU; what `smkd export` says of it is under `header.KEY`.
+    """What a PyTorch or safetensors file holds, on the CPU; what `smkd export` says of it is under `smkd_file.KEY`.
 
     Of weights in several files `path` is the index, whose name ends in `.index.json`.
 
@@ -282,9 +282,9 @@ def _shards(index: Path) -> dict[str, Any]:
 def _safetensors(path: Path) -> dict[str, Any]:
     try:
         with safetensors.safe_open(path, "pt") as file:
-            exported = header.found(file.metadata() or {})
+            exported = smkd_file.header_of(file.metadata(), smkd_file.EXPORT)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors if exported is None else {**tensors, header.KEY: exported}
+        return tensors if exported is None else {**tensors, smkd_file.KEY: exported}
     # types that this PyTorch does not have end in the last two
     except (safetensors.SafetensorError, OSError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"cannot read '{path}': the safetensors file is damaged or incomplete") from error

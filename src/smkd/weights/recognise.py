@@ -12,8 +12,8 @@ from torch import Tensor
 
 from smkd.errors import CheckpointError
 from smkd.models.finite import check_finite, weight_fault
-from smkd.weights import header
-from smkd.weights.rename import State, backbone_weights, head_weights, is_backbone, prefixes
+from smkd.weights import smkd_file
+from smkd.weights.rename import State, backbone_weights, head_prefix, head_weights, is_backbone, prefixes
 
 PAIR = ("student", "teacher")
 CONTAINERS = ("model", "state_dict", "model_state_dict", "module", "net", "network", "encoder", "backbone", "model_ema")
@@ -77,7 +77,7 @@ def recognise_layout(content: Mapping[str, Any], file: str) -> Foreign:
         places = [name for name in CONTAINERS if _tensors(content.get(name))][:1]
         found = {"model": _tensors(content[places[0]] if places else content)}
     networks = {name: _network(weights, file) for name, weights in found.items()}
-    used = {*places, *LOSS_NAMES, "args", header.KEY}
+    used = {*places, *LOSS_NAMES, "args", smkd_file.KEY}
     unused = (str(name) for name, value in content.items() if isinstance(value, Mapping) and name not in used)
     return Foreign(_layout(content, next(iter(found.values()))), networks, _centres(content, file), tuple(unused))
 
@@ -102,7 +102,7 @@ def _network(weights: State, file: str) -> ForeignNetwork:
         raise CheckpointError(_no_vit(weights, file))
     if len(starts) > 1:
         raise CheckpointError(f"'{file}' holds {len(starts)} ViTs in one list ({', '.join(starts)}); keep one of them")
-    head_start = f"{starts[0].removesuffix('backbone.')}head."
+    head_start = head_prefix(starts[0])
     head_parts = (f"{head_start}mlp", f"{head_start}last_layer")
     used = {
         name: value for name, value in weights.items() if is_backbone(name, starts[0]) or name.startswith(head_parts)
@@ -165,7 +165,7 @@ def _no_vit(weights: State, file: str) -> str:
 def _layout(content: Mapping[str, Any], weights: State) -> str:
     names = "\n".join(weights)
     known = {
-        "an export of smkd": header.KEY in content,
+        "an export of smkd": smkd_file.KEY in content,
         "a training file of SMKD or iBOT": "ibot_loss" in content or "masked_embed" in names,
         "a training file of DINO's kind": any(name in content for name in PAIR),
         "transformers": "embeddings.patch_embeddings" in names,

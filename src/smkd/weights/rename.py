@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 State = dict[str, Tensor]
+BACKBONE, HEAD = "backbone.", "head."
+"""What the names of a network's weights begin with, in checkpoints and in files of this package."""
 
 # timm's, facebookresearch's and transformers' old and new names; each rule sees what the ones before it made
 _RULES = tuple(
@@ -56,6 +59,21 @@ _HEAD_RULES = (
 )
 
 
+def without_prefix(weights: Mapping[str, Tensor], prefix: str) -> State:
+    """The weights whose names begin with a prefix, named without it."""
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def with_prefix(weights: Mapping[str, Tensor], prefix: str) -> State:
+    """The weights with a prefix before their names."""
+    return {f"{prefix}{name}": value for name, value in weights.items()}
+
+
+def head_prefix(prefix: str) -> str:
+    """What the names of a projection head begin with that lies beside the ViT below a prefix."""
+    return f"{prefix.removesuffix(BACKBONE)}{HEAD}"
+
+
 def prefixes(names: list[str]) -> list[str]:
     """What stands before the names of each ViT among these weights: '' or 'module.backbone.', for example."""
     return [match[1] for match in map(_PATCHES.match, names) if match]
@@ -92,12 +110,8 @@ def backbone_weights(weights: State, prefix: str) -> tuple[State, list[str], lis
 
 def head_weights(weights: State, prefix: str) -> State:
     """Projection head beside the backbone, under our names; empty if there is none that we have the parts of."""
-    start = f"{prefix.removesuffix('backbone.')}head."
-    head = {
-        _renamed(name.removeprefix(start), _HEAD_RULES): value
-        for name, value in weights.items()
-        if name.startswith(start)
-    }
+    own = without_prefix(weights, head_prefix(prefix))
+    head = {_renamed(name, _HEAD_RULES): value for name, value in own.items()}
     parts = re.compile(r"mlp\.(0|[1-9][0-9]?)\.(weight|bias)|last_layer2?\.weight_[gv]")
     if not {"mlp.0.weight", "last_layer.weight_g", "last_layer.weight_v"} <= head.keys():
         return {}
