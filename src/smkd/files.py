@@ -143,10 +143,10 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or nothing where no known name is like it."""
+def nearest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or nothing where no known name is like it (0 to 1)."""
     names = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=alike)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 

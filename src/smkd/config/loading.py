@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from smkd import extensions
 from smkd.config import foreign_text
 from smkd.config.checks import check_used, shortened
+from smkd.config.published import settings_of_start
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
@@ -105,7 +106,8 @@ def resolve(
     """The checked configuration of a recipe with `key=value` overrides.
 
     Where `epochs` is typed, durations that the recipe states and that do not fit into so many epochs are shortened,
-    and a line on standard error says so (`smkd.config.checks`).
+    and a line on standard error says so (`smkd.config.checks`). Where `init` is the name of a published backbone, the
+    run has its architecture (`smkd.config.published`), but for what is given; that is said as well.
 
     Args:
         recipe: name of a recipe, or the path of a YAML file.
@@ -122,6 +124,7 @@ def resolve(
     for word in overrides:
         values = _merged(values, _read_word(word))
     words = set().union(*(_flat(_read_word(word)) for word in (overrides if typed is None else typed)))
+    values = _with_start(values, given.union(*(_flat(_read_word(word)) for word in overrides)))
     values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     config = check(values)
     _check_names(config)
@@ -146,6 +149,15 @@ def _read_word(word: str) -> dict[str, Any]:
     return _nested(key.split("."), value)
 
 
+def _with_start(values: dict[str, Any], given: Set[str]) -> dict[str, Any]:
+    """With the architecture of the published backbone that the run starts from, which is said."""
+    changes = settings_of_start(values, given)
+    if changes:
+        words = " ".join(f"{key}={'null' if value is None else value}" for key, value in _flat(changes).items())
+        _say(f"set for init={values['init']}: {words}")
+    return _merged(values, changes)
+
+
 def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     """With the recipe's durations shortened to the epochs that were typed, which is said."""
     changes = shortened(config, typed)
@@ -154,10 +166,15 @@ def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     values = config.model_dump(mode="json")
     for key, (_, epochs) in changes.items():
         values = _merged(values, _nested(key.split("."), epochs))
-    if os.environ.get("RANK", "0") == "0":  # once under torchrun
-        said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
-        print(f"shortened to fit into epochs={config.epochs}: {said}", file=sys.stderr)
+    said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
+    _say(f"shortened to fit into epochs={config.epochs}: {said}")
     return check(values)
+
+
+def _say(line: str) -> None:
+    """A line on standard error, once under torchrun."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
 def _check_names(config: RunConfig) -> None:

@@ -19,7 +19,8 @@ from smkd.publishing.place import check_free, writing
 from smkd.publishing.program import Pool, write_onnx, write_program
 from smkd.publishing.timm import write_timm
 from smkd.weights import header
-from smkd.weights.fetch import HUB, is_remote, locate_weights
+from smkd.weights.catalogue import HUB
+from smkd.weights.fetch import is_remote, locate_weights
 from smkd.weights.header import BackboneInfo, Score
 from smkd.weights.load import EXPORTED, MARK
 
