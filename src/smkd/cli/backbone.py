@@ -16,7 +16,7 @@ BackboneOption = Annotated[
     str | None,
     typer.Option(
         "--backbone", metavar="NAME_OR_FILE", show_default="SMKD_BACKBONE, or dinov2-small",
-        help="Name of `smkd backbones`, run folder, checkpoint, weights of another project, hf:owner/name, or 'pixels'.",
+        help="Name of `smkd backbones`, run folder, file, weights of another project, hf:owner/name, or 'pixels'.",
     ),
 ]  # fmt: skip
 

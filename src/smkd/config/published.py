@@ -1,10 +1,11 @@
-"""Architectures of the published backbones by name (`smkd.weights.catalogue`), and a run that starts from one of them."""
+"""Architectures of the published backbones by name (`smkd.weights.catalogue`), for runs that start from one."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
+from smkd.config.run_config import RunConfig
 from smkd.config.schema import ModelConfig
 
 SIDES = (("global_views", "size"), ("local_views", "size"), ("validation", "crop"), ("evaluation", "crop"))
@@ -53,17 +54,18 @@ def settings_of_start(values: Mapping[str, Any], given: Set[str]) -> dict[str, d
         return {}
     wanted = {("model", key): value for key, value in model.model_dump(exclude={"drop_path"}).items()}
     for group, key in SIDES:
-        side = _of(values, group).get(key)
+        side = _value(values, group, key)
         if isinstance(side, int):
             wanted[group, key] = max(model.patch_size, side - side % model.patch_size)
     changed: dict[str, dict[str, Any]] = {}
     for (group, key), value in wanted.items():
-        old = _of(values, group).get(key, ModelConfig.model_fields[key].default if group == "model" else None)
-        if value != old and f"{group}.{key}" not in given:
+        if value != _value(values, group, key) and f"{group}.{key}" not in given:
             changed.setdefault(group, {})[key] = value
     return changed
 
 
-def _of(values: Mapping[str, Any], group: str) -> Mapping[str, Any]:
+def _value(values: Mapping[str, Any], group: str, key: str) -> Any:
+    """What is set, or the default."""
     found = values.get(group)
-    return found if isinstance(found, Mapping) else {}
+    default = getattr(RunConfig.model_fields[group].default, key)
+    return found.get(key, default) if isinstance(found, Mapping) else default

@@ -43,7 +43,10 @@ def default_backbone() -> DefaultBackbone:
     file = config_file()
     if not file.exists():
         return DefaultBackbone(DEFAULT, "")
-    values = foreign_text.mapping(foreign_text.text_of(file) or "{}", str(file))
+    text = foreign_text.text_of(file)
+    if all(line.lstrip()[:1] in (b"", b"#") for line in text.splitlines()):
+        return DefaultBackbone(DEFAULT, "")
+    values = foreign_text.mapping(text, str(file))
     for key in values:
         if key != KEY:
             raise ConfigError(f"'{file}': unknown key '{key}'{nearest(key, [KEY]) or f'; known here: {KEY}'}")

@@ -12,13 +12,14 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 import huggingface_hub
 import torch
+from huggingface_hub import constants
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every version has them
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
 )
 
-from smkd.errors import CheckpointError
+from smkd.errors import CheckpointError, SmkdWarning
 from smkd.files import expanded, explained, sha256, written_aside
 from smkd.weights import read
 from smkd.weights.attention_heads import SETTINGS_FILE
@@ -69,6 +70,10 @@ def locate_weights(source: str) -> Path:
 
 def _named(known: NamedBackbone) -> Path:
     """The file of a published backbone, put there by hand or fetched once, and looked at again each time."""
+    if os.path.exists(known.name):
+        here = os.path.abspath(known.name)
+        message = f"'{known.name}' is the published backbone, not '{here}': give that in full if it is meant"
+        warnings.warn(message, SmkdWarning, stacklevel=2)
     path = known.place if known.place.is_file() else _published(known)
     found = known.sha256 and sha256(path)
     if found != known.sha256:
@@ -164,7 +169,7 @@ def _hub_file(source: str, repository: str, revision: str | None, name: str, awa
     except Exception as error:  # of its HTTP library, which is another one in each version, or of the disk
         if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
             advice = f"'{source}' is not fetched; HF_HOME may name another place"
-            with explained(Path(huggingface_hub.constants.HF_HUB_CACHE), CheckpointError, advice=advice):
+            with explained(Path(constants.HF_HUB_CACHE), CheckpointError, advice=advice):
                 raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise CheckpointError(f"cannot fetch '{source}': {reason}{away and f'; {away}'}") from error
