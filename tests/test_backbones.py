@@ -295,3 +295,14 @@ def test_a_real_network_by_name(hub: LoopbackHub, tmp_path: Path, monkeypatch: p
     said = done("fit", photographs(tmp_path / "photos", images=2), "-o", "a.smkd")
     assert "ViT: 384 channels, 12 blocks, 6 heads, patches of 14, LayerScale" in said
     assert done("predict", "a.smkd", tmp_path / "photos" / "class-1" / "0.png").split(": ")[1].startswith("class-1")
+
+
+def test_the_app_takes_it_unasked(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from smkd.app import serve
+
+    about = []
+    monkeypatch.setattr(serve, "check_gradio", lambda: None)
+    monkeypatch.setattr(serve, "check_port", lambda host, port: None)
+    monkeypatch.setattr(serve, "serve", lambda encoder, text, *_: about.append(text))
+    assert done("app").startswith("backbone: dinov2-small (")
+    assert about[0].startswith("Backbone: dinov2-small, ")
