@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import reprlib
 import sys
@@ -153,7 +154,7 @@ def _with_start(values: dict[str, Any], given: Set[str]) -> dict[str, Any]:
     """With the architecture of the published backbone that the run starts from, which is said."""
     changes = settings_of_start(values, given)
     if changes:
-        words = " ".join(f"{key}={'null' if value is None else value}" for key, value in _flat(changes).items())
+        words = " ".join(f"{key}={json.dumps(value)}" for key, value in _flat(changes).items())
         _say(f"set for init={values['init']}: {words}")
     return _merged(values, changes)
 
