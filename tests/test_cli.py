@@ -115,8 +115,8 @@ def test_classes_too_small_for_the_protocol_are_named_before_training(tmp_path: 
     words = ("pretrain", "debug-pretrain", "data.dataset=folder", f"data={root}", "batch_size=8", "out=run",
              "data.limit_per_class=null")  # fmt: skip
     line = refused(*words, cwd=tmp_path)
-    assert "class 'val-3' has 8 images, but shot=1 and query=10 need at least 11" in line
-    assert "4 classes have so many, and way=5" in line
+    assert "class 'val-3' of the val split has 8 images, but shot=1 and query=10 need at least 11" in line
+    assert "4 classes have so many, and way=5; set validation.query=7, or train without measuring" in line
 
 
 @pytest.mark.slow

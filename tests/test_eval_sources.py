@@ -98,8 +98,8 @@ def test_classes_that_are_too_small_fall_out_and_are_named(folder: Path) -> None
     said = done("compare", "u.h5", "--head", "knn", "--head", "ridge", *words)
     assert said.count("2 of 6 classes fall out") == 2
     line = refused("eval", "u.h5", "--way", "5", "--query", "15")
-    assert "class 'class 1' has 4 images" in line
-    assert "4 classes have so many, and way=5" in line
+    assert "class 'class 1' of the test split has 4 images" in line
+    assert "4 classes have so many, and way=5; set query=8" in line
     assert "fall out" not in done("eval", "u.h5", *FEW, "--query", "3")
 
 
@@ -121,7 +121,7 @@ def test_validation_says_which_classes_fall_out(make_folder: MakeFolder, capsys:
     words = [f"data={photos}", "validation.way=3", "validation.shots=[1]", "validation.query=4"]
     FewShotValidation().check(resolve("folder-pretrain", words))
     assert "validation: 1 of 4 classes fall out" in capsys.readouterr().out
-    with pytest.raises(SmkdError, match="class 'val-2' has 2 images"):
+    with pytest.raises(SmkdError, match="class 'val-2' of the val split has 2 images"):
         FewShotValidation().check(resolve("folder-pretrain", [*words, "validation.way=4"]))
 
 

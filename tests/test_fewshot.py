@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import math
+import re
 
 import numpy as np
 import pytest
@@ -124,19 +125,25 @@ def test_unbalanced_queries() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"way": 9, "shot": 1, "query": 1}, "way=9, but the split has only 8 classes"),
-        ({"way": 5, "shot": 5, "query": 15}, "class 'class-0' has 9 images, but shot=5 and query=15 need at least 20"),
+        ({"way": 9, "shot": 1, "query": 1}, r"^way=9, but the val split has only 8 classes \(.*\); set way=8$"),
+        (
+            {"way": 5, "shot": 5, "query": 15},
+            "of the val split has 9 images, but shot=5 and query=15 need at least 20",
+        ),
         (
             {"way": 5, "shot": 11, "query": "all"},
-            "class 'class-0' has 9 images, but shot=11 and query=all need",
+            "class 'class-0' of the val split has 9 images, but shot=11 and query=all need",
         ),
-        ({"way": 5, "shot": 1, "query": 3, "dirichlet": 2.0}, "class 'class-0' has 9 images.*need at least 16"),
+        (
+            {"way": 5, "shot": 1, "query": 3, "dirichlet": 2.0},
+            "class 'class-0' .* 9 images.*need at least 16",
+        ),
         ({"way": 5, "shot": 1, "query": "all", "dirichlet": 2.0}, "need a number of queries"),
     ],
 )
 def test_too_few_classes_or_images_are_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        large_enough(np.bincount(unequal_labels()), NAMES, Shape(**settings))  # type: ignore[arg-type]
+        large_enough(np.bincount(unequal_labels()), NAMES, Shape(**settings), what="the val split")  # type: ignore[arg-type]
 
 
 # ---- predictions
@@ -356,3 +363,28 @@ def test_training_cannot_select_on_test_classes() -> None:
 
 def test_wandb_is_off_unless_asked_for() -> None:
     assert not any(loading.resolve(name).wandb for name in loading.recipe_names())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([30], Shape(5, 1, 15)),
+        ([30, 30, 30], Shape(5, 1, 15)),
+        ([30, 30, 9, 8, 7], Shape(5, 1, 15)),
+        ([30, 30, 9, 8, 7], Shape(3, 10, 15)),
+        ([30, 30, 9, 8, 7], Shape(3, 10, "all")),
+        ([3, 3, 3], Shape(3, 4, "all")),
+        ([30, 30, 9, 8, 7], Shape(5, 1, 5, 1.0)),
+    ],
+)
+def test_the_way_out_that_is_named_is_one(sizes: list[int], shape: Shape) -> None:
+    names = [f"class-{label}" for label in range(len(sizes))]
+    with pytest.raises(DataError) as error:
+        large_enough(np.array(sizes), names, shape, group="validation", other="stop")
+    told = re.search(r"; set validation\.(way|query)=(\d+), or stop$", str(error.value))
+    if told is None:
+        assert re.search(r"; (add images, or set fewer|episodes need at least two).*, or stop$", str(error.value))
+        assert len(sizes) < 2 or sum(size >= shape.needed for size in sizes) < 2
+        return
+    changed = shape._replace(**{told[1]: int(told[2])})
+    assert len(large_enough(np.array(sizes), names, changed)) >= changed.way

@@ -151,10 +151,10 @@ def printable(text: str) -> str:
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of an error message: `; did you mean 'x'?`, or empty if no known name is similar."""
+def nearest(name: str, known: Iterable[str], alike: float = 0.4) -> str:
+    """The end of an error message: `; did you mean 'x'?`, or empty if no known name is similar (0 to 1)."""
     names = {each.lower(): each for each in known}
-    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(name.lower(), names, n=1, cutoff=alike)
     return f"; did you mean '{names[close[0]]}'?" if close else ""
 
 

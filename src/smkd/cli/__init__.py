@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import classify, data, fewshot, training, weights
+from smkd.cli import backbone, classify, data, fewshot, training, weights
 from smkd.cli.output import say
 from smkd.errors import SmkdError
 from smkd.processes import show_warning
@@ -30,6 +30,7 @@ app.command("predict")(classify.predict)
 app.command("index")(classify.index)
 app.command("search")(classify.search)
 app.command("app")(classify.app)
+app.command("backbones")(backbone.list_backbones)
 app.command("import")(weights.import_)
 app.command("import-args")(weights.import_args)
 app.command("export")(weights.export)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from smkd.cli.backbone import BackboneOption, chosen
 from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, say, write_json, write_text
 from smkd.cli.verb import verb
@@ -28,12 +29,6 @@ NONE = "none of these"
 REJECTS = (0.3, 0.5, 0.7)
 """Thresholds that are said something of."""
 SHOWN_CLASSES = 20
-Backbone = Annotated[
-    str,
-    typer.Option(
-        metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, hf:owner/name, or 'pixels'."
-    ),
-]
 Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
 
 
@@ -41,7 +36,7 @@ Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation o
 def fit(
     support: Annotated[Path, typer.Argument(metavar="SUPPORT_DIR", help="Folder with a folder of images per class.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as clf.smkd."), CLASSIFIER],
-    backbone: Backbone,
+    backbone: BackboneOption = None,
     head: Annotated[
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
     ] = "auto",
@@ -63,7 +58,7 @@ def fit(
     if len(images.class_names) < 2:
         raise DataError(f"'{support}' holds one class, '{images.class_names[0]}'; a classifier needs at least two")
     check_head(head)
-    encoder = open_encoder(backbone, recipe, heads=heads)
+    encoder = open_encoder(chosen(backbone), recipe, heads=heads)
     _say(encoder.report)
     paths = [images.name(index) for index in range(len(images))]
     classifier = FewShotClassifier(encoder, head)
@@ -116,7 +111,7 @@ def predict(
 def index(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of images, at any depth.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write, such as index.smkd."), INDEX],
-    backbone: Backbone,
+    backbone: BackboneOption = None,
     recipe: Recipe = None,
     heads: AttentionHeads = None,
 ) -> None:
@@ -126,7 +121,7 @@ def index(
     from smkd.classify.search import ImageIndex
 
     paths = listed_images([folder])
-    encoder = open_encoder(backbone, recipe, heads=heads)
+    encoder = open_encoder(chosen(backbone), recipe, heads=heads)
     _say(encoder.report)
     encoded = _some(encoder, paths)
     ImageIndex(encoder, encoded.values, [str(paths[row]) for row in encoded.rows]).save(out)
@@ -270,7 +265,7 @@ def app(
         Path | None,
         typer.Argument(metavar="[SUPPORT_DIR]", help="Folder with a folder of images per class, to begin with."),
     ] = None,
-    backbone: Backbone = "pixels",
+    backbone: BackboneOption = None,
     recipe: Recipe = None,
     heads: AttentionHeads = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
@@ -283,11 +278,12 @@ def app(
 
     check_gradio()
     check_port(host, port)
-    encoder = open_encoder(backbone, recipe, heads=heads)
+    source = chosen(backbone)
+    encoder = open_encoder(source, recipe, heads=heads)
     for line in encoder.report:
         say(line)
-    about = "No network, only plain colours: `--backbone` gives one."
+    about = "No network, only plain colours: `--backbone dinov2-small` gives one."
     if encoder.backbone is not None:
         size = sum(weight.numel() for weight in encoder.backbone.parameters()) / 1e6
-        about = f"Backbone: {backbone}, {size:.1f} M parameters, images of {encoder.config.crop} pixels."
+        about = f"Backbone: {source}, {size:.1f} M parameters, images of {encoder.config.crop} pixels."
     serve(encoder, about, support, host, port, open_, say)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -99,6 +100,7 @@ def _size(text: str | None) -> Size | None:
 if TYPE_CHECKING:
     from smkd.data.color import Channels
     from smkd.data.verify import Expected, Report
+    from smkd.data.verify_support import SupportReport
 
 SHOWN = 20
 """Names of a list that are printed; all of them are in the JSON file."""
@@ -111,9 +113,20 @@ LabelColumn = Annotated[str | None, typer.Option(help="Column with the class, as
 Processes = Annotated[int | None, typer.Option(min=1, help="Processes that read; one for each core if not given.")]
 
 
+class Purpose(StrEnum):
+    """What images are to be used for."""
+
+    training = "training"
+    fit = "fit"
+
+
 @verb()
 def verify(
     root: Root,
+    purpose: Annotated[
+        Purpose,
+        typer.Option("--for", help="training: splits, leakage, sizes. fit: what `smkd fit` needs."),
+    ] = Purpose.training,
     dataset: Annotated[str | None, typer.Option(help="What it should be, such as cifar-fs; else dataset.json.")] = None,
     crop: Annotated[int, typer.Option(min=1, help="Side in pixels that images should have at least.")] = 224,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write everything found here."), JSON] = None,
@@ -124,6 +137,16 @@ def verify(
     label_column: LabelColumn = None,
 ) -> None:
     """Check counts, unreadable images, leakage between splits and sizes; exit code 1 if something is wrong."""
+    if purpose is Purpose.fit:
+        of_training = {
+            "--dataset": dataset, "--sheets": sheets, "--split-seed": split_seed or None, "--split-file": split_file,
+            "--label-column": label_column,
+        }  # fmt: skip
+        for option, value in of_training.items():
+            if value is not None:
+                raise ConfigError(f"{option} has no effect with --for fit; leave it out")
+        _verify_support(Path(root), json_file, processes)
+        return
     from smkd.data.datasets import dataset_spec
     from smkd.data.opened import opened_once
     from smkd.data.sources import open_dataset
@@ -155,6 +178,21 @@ def verify(
     if sheets is not None:
         for split in report.splits:
             say(f"contact sheet: {sheets / f'{split}.png'}")
+    if report.problems:
+        raise typer.Exit(1)
+
+
+def _verify_support(folder: Path, json_file: Path | None, processes: int | None) -> None:
+    from smkd.classify.pictures import support_images
+    from smkd.data.verify_support import verify_support
+    from smkd.processes import default_jobs
+
+    images = support_images(folder)
+    report = verify_support(images, str(folder), processes or default_jobs(), shown)
+    if json_file is not None:
+        write_json(json_file, report.as_dict())
+    for line in support_lines(report):
+        typer.echo(line)
     if report.problems:
         raise typer.Exit(1)
 
@@ -210,6 +248,17 @@ def report_lines(report: Report) -> list[str]:
     lines += ["", *(f"warning: {line}" for line in report.warnings), *(f"problem: {line}" for line in report.problems)]
     total = sum(facts.images for facts in report.splits.values())
     return lines if report.problems else [*lines, f"no problems found in {total} images"]
+
+
+def support_lines(report: SupportReport) -> list[str]:
+    """A report on a support folder as text."""
+    counts = list(report.classes.values())
+    lines = [f"{report.source}: {len(counts)} classes, {sum(counts)} images, {min(counts)} to {max(counts)} per class"]
+    lines += _section("unreadable", report.unreadable)
+    lines += _section("the same picture in different classes", [" = ".join(group) for group in report.shared])
+    lines += _section("the same picture more than once in a class", [" = ".join(group) for group in report.repeated])
+    lines += ["", *(f"warning: {line}" for line in report.warnings), *(f"problem: {line}" for line in report.problems)]
+    return lines if report.problems else [*lines, f"nothing keeps `smkd fit` from {sum(counts)} images"]
 
 
 def _section(title: str, names: list[str]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from smkd.cli.backbone import BackboneOption, chosen
 from smkd.cli.fewshot import AttentionHeads
 from smkd.cli.output import DEMO, JSON, RUN, say, write_json
 from smkd.cli.verb import verb
@@ -90,19 +91,14 @@ if TYPE_CHECKING:
 def adapt(
     data: Annotated[str, typer.Argument(metavar="DATA", help="Labelled images, such as a folder of class folders.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Run folder."), RUN],
-    backbone: Annotated[
-        str,
-        typer.Option(
-            metavar="RUN_OR_FILE", help="Run folder, checkpoint, weights of another project, or hf:owner/name."
-        ),
-    ],
+    backbone: BackboneOption = None,
     heads: AttentionHeads = None,
     settings: Overrides = None,
 ) -> None:
     """Phase 2 on your own few images from any backbone, and whether held-out images gain. The same command resumes."""
     from smkd.adaptation import adapt
 
-    adapted = adapt(data, out, backbone, settings or [], heads)
+    adapted = adapt(data, out, chosen(backbone), settings or [], heads)
     if is_first_rank():
         for line in [*report(adapted), *next_commands(adapted, data)]:
             say(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import reprlib
 import sys
@@ -16,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from smkd import extensions
 from smkd.config import foreign_text
 from smkd.config.checks import check_used, durations, shortened
+from smkd.config.published import settings_of_start
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
@@ -112,7 +114,8 @@ def resolve(
     """The checked configuration of a recipe with `key=value` overrides.
 
     If `epochs` is typed, durations of the recipe that do not fit into it are shortened, and a line on standard error
-    says so (`smkd.config.checks`).
+    says so (`smkd.config.checks`). If `init` is the name of a published backbone, the run has its architecture
+    (`smkd.config.published`), except for what is given; a line says so as well.
 
     Args:
         recipe: name of a recipe, or the path of a YAML file.
@@ -127,6 +130,7 @@ def resolve(
     overrides = list(overrides)
     values = _with_words(values, overrides)
     words = set().union(*(_flat(_read_word(word)) for word in (overrides if typed is None else typed)))
+    values = _with_start(values, given.union(*(_flat(_read_word(word)) for word in overrides)))
     values["recipe"] = Path(recipe).stem if recipe.endswith((".yaml", ".yml")) else recipe
     config = check(values)
     _check_names(config)
@@ -181,6 +185,15 @@ def _read_word(word: str) -> dict[str, Any]:
     return _nested(key.split("."), value)
 
 
+def _with_start(values: dict[str, Any], given: Set[str]) -> dict[str, Any]:
+    """With the architecture of the published backbone that the run starts from, which is said."""
+    changes = settings_of_start(values, given)
+    if changes:
+        words = " ".join(f"{key}={json.dumps(value)}" for key, value in _flat(changes).items())
+        _say(f"set for init={values['init']}: {words}")
+    return _merged(values, changes)
+
+
 def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     """With the recipe's durations shortened to the epochs that were typed, which is said."""
     changes = shortened(config, typed)
@@ -189,10 +202,15 @@ def _in_time(config: RunConfig, typed: Set[str]) -> RunConfig:
     values = config.model_dump(mode="json")
     for key, (_, epochs) in changes.items():
         values = _merged(values, _nested(key.split("."), epochs))
-    if is_first_rank():
-        said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
-        print(f"shortened to fit into epochs={config.epochs}: {said}", file=sys.stderr)
+    said = ", ".join(f"{key} {before} -> {after}" for key, (before, after) in changes.items())
+    _say(f"shortened to fit into epochs={config.epochs}: {said}")
     return check(values)
+
+
+def _say(line: str) -> None:
+    """A line on standard error, once under torchrun."""
+    if is_first_rank():
+        print(line, file=sys.stderr)
 
 
 def _check_names(config: RunConfig) -> None:

@@ -29,7 +29,8 @@ def open_checkpoint(
     """A checkpoint of ours, or the weights of another project as one; and the file that was read.
 
     Args:
-        where: run folder, file, folder with weights, URL with its checksum, or `hf:owner/name`.
+        where: run folder, file, folder with weights, name of a published backbone, URL with its checksum, or
+            `hf:owner/name`.
         base: settings to go with foreign weights, which bring none.
         heads: number of attention heads of foreign weights, where the user says it.
 
@@ -37,8 +38,9 @@ def open_checkpoint(
         CheckpointError: missing, unreadable, damaged, not finite, no ViT, or foreign, not of `smkd export`, where
             `base` is None.
     """
-    source = str(where if fetch.is_remote(str(where)) else expanded(where))
-    ours = Path(source).is_dir() and (Path(source) / "checkpoints").is_dir()
+    remote = fetch.is_remote(str(where))
+    source = str(where if remote else expanded(where))
+    ours = not remote and (Path(source) / "checkpoints").is_dir()
     file = checkpoint.find_checkpoint(Path(source)) if ours else fetch.locate_weights(source)
     content = read.read_weights(file)
     if is_ours(content):

@@ -122,12 +122,20 @@ def evaluate_features(features: Features, protocol: ProtocolConfig, base_mean: T
     return [measure(features, protocol, shot, head) for shot in protocol.shots]
 
 
-def measure(features: Features, protocol: ProtocolConfig, shot: int, head: Head) -> Result:
-    """Result of a head for one number of shots; `protocol.head` is only its name."""
+def measure(features: Features, protocol: ProtocolConfig, shot: int, head: Head, what: str = "") -> Result:
+    """Result of a head for one number of shots; `protocol.head` is only its name.
+
+    Args:
+        features, protocol, shot, head: see `evaluate_features`.
+        what: the features are, for messages; empty for the protocol's split.
+
+    Raises:
+        DataError: too few classes or images for the protocol.
+    """
     shape = shape_of(protocol, shot)
     members = Members(features.labels, len(features.class_names))
     names, sizes = features.class_names, members.sizes.numpy()
-    kept = large_enough(sizes, names, shape)
+    kept = large_enough(sizes, names, shape, what=what or f"the {protocol.split} split")
     without = ""
     if len(kept) < len(sizes):
         without = too_small(sizes, names, shape)
@@ -189,7 +197,7 @@ def evaluate(
     checked = as_features(features, labels)
     mean = None if base_features is None else _base_mean(base_features)
     made = make_head(head, mean) if isinstance(head, str) else head
-    result = measure(checked, protocol, shot, made)
+    result = measure(checked, protocol, shot, made, "what is given")
     if result.without:
         warnings.warn(result.without, stacklevel=2)
     return result

@@ -113,19 +113,29 @@ def draw(members: Members, shape: Shape, *, episodes: int, seed: int) -> Episode
     return drawn._replace(query=rows[..., shot:][chosen].view(episodes, -1), truth=truth[chosen].view(episodes, -1))
 
 
-def large_enough(sizes: NDArray[np.int64], class_names: list[str], shape: Shape) -> NDArray[np.int64]:
+def large_enough(
+    sizes: NDArray[np.int64], class_names: list[str], shape: Shape, *, what: str = "the split", group: str = "",
+    other: str = "",
+) -> NDArray[np.int64]:  # fmt: skip
     """Indices of the classes that have enough images for episodes of this shape.
 
     Args:
         sizes: images of each class.
         class_names: their names.
         shape: of the episodes.
+        what: the images are, for messages.
+        group: of the settings that say the shape, such as 'validation', for messages.
+        other: another way out than a smaller shape, for messages.
 
     Raises:
-        DataError: they are fewer than the ways; names the first class that is too small.
+        DataError: they are fewer than the ways; names the split, the first class that is too small, and what to change.
     """
+    dot = f"{group}." if group else ""
+    ways_out = f", or {other}" if other else ""
     if len(class_names) < shape.way:
-        raise DataError(f"way={shape.way}, but the split has only {len(class_names)} classes")
+        few = f"has only {len(class_names)} class{'es' * (len(class_names) > 1)} ({listed(class_names)})"
+        fewer = f"set {dot}way={len(class_names)}" if len(class_names) > 1 else "episodes need at least two classes"
+        raise DataError(f"{dot}way={shape.way}, but {what} {few}; {fewer}{ways_out}")
     if shape.query == "all" and shape.dirichlet:
         raise DataError("unbalanced queries (query_dirichlet) need a number of queries, not query=all")
     kept = np.flatnonzero(sizes >= shape.needed)
@@ -133,10 +143,21 @@ def large_enough(sizes: NDArray[np.int64], class_names: list[str], shape: Shape)
         first = int(np.argmax(sizes < shape.needed))
         share = " (unbalanced queries may all fall on one class)" if shape.dirichlet else ""
         raise DataError(
-            f"class '{class_names[first]}' has {sizes[first]} images, but shot={shape.shot} and query={shape.query} "
-            f"need at least {shape.needed}{share}; {len(kept)} classes have so many, and way={shape.way}"
+            f"class '{class_names[first]}' of {what} has {sizes[first]} images, but shot={shape.shot} and "
+            f"query={shape.query} need at least {shape.needed}{share}; {len(kept)} classes have so many, and "
+            f"way={shape.way}; {_remedy(sizes, len(kept), shape, dot)}{ways_out}"
         )
     return kept
+
+
+def _remedy(sizes: NDArray[np.int64], kept: int, shape: Shape, dot: str) -> str:
+    """The smallest change to a shape that the classes allow, as settings."""
+    left = int(np.sort(sizes)[-shape.way]) - shape.shot
+    if shape.query != "all" and not shape.dirichlet and left >= 1:
+        return f"set {dot}query={left}"
+    if kept >= 2:
+        return f"set {dot}way={kept}"
+    return f"add images, or set fewer shots and queries ({dot}shots, {dot}query)"
 
 
 def too_small(sizes: NDArray[np.int64], class_names: list[str], shape: Shape) -> str:

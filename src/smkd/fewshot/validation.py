@@ -54,7 +54,10 @@ class FewShotValidation:
         make_head(protocol.head)
         sizes = Members(images.labels, len(images.class_names)).sizes.numpy()
         for shape in (shape_of(protocol, shot) for shot in protocol.shots):
-            kept = large_enough(sizes, images.class_names, shape)
+            kept = large_enough(
+                sizes, images.class_names, shape, what=f"the {protocol.split} split", group="validation",
+                other="train without measuring: validation.every=0",
+            )  # fmt: skip
             if len(kept) < len(sizes) and distributed.is_main():
                 console.print(f"validation: {too_small(sizes, images.class_names, shape)}")
 

@@ -18,7 +18,8 @@ from smkd.publishing.hub import HubBackbone, push, write_hub
 from smkd.publishing.place import check_free, writing
 from smkd.publishing.program import Pool, write_onnx, write_program
 from smkd.publishing.timm import write_timm
-from smkd.weights.fetch import HUB, is_remote, locate_weights
+from smkd.weights.catalogue import HUB
+from smkd.weights.fetch import is_remote, locate_weights
 from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK
 from smkd.weights.smkd_file import BackboneInfo, Score, backbone_info
 

@@ -1,28 +1,30 @@
-"""Where weights come from: a file, a folder, a URL with its checksum, or a repository of the Hugging Face Hub."""
+"""Where weights come from: a published name, a file, a folder, a URL with its checksum, or the Hugging Face Hub."""
 
 from __future__ import annotations
 
 import os
 import re
+import warnings
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
 import huggingface_hub
+from huggingface_hub import constants
 from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every version has them
     EntryNotFoundError,
-    HFValidationError,
+    GatedRepoError,
     LocalEntryNotFoundError,
 )
 
 from smkd.download import download
-from smkd.errors import CheckpointError, ChecksumError, DownloadError
+from smkd.errors import CheckpointError, ChecksumError, DownloadError, SmkdWarning
 from smkd.files import expanded, explained, sha256
 from smkd.progress import bars
 from smkd.weights import read
 from smkd.weights.attention_heads import SETTINGS_FILE
+from smkd.weights.catalogue import HUB, NamedBackbone, find, misspelt, weights_folder
 
-HUB = "hf:"
 PAUSE = 0.1
 """Seconds before a server is asked again, doubled each time."""
 WEIGHT_FILES = (
@@ -33,20 +35,24 @@ WEIGHT_FILES = (
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source must be downloaded."""
-    return source.startswith(HUB) or re.match(r"https?:/", source) is not None
+    """Whether a source is no file or folder but a name, a URL, or a repository."""
+    return find(source) is not None or source.startswith(HUB) or re.match(r"https?:/", source) is not None
 
 
 def locate_weights(source: str) -> Path:
     """The weights file that a source names, downloaded if need be.
 
     Args:
-        source: a file; a folder with one of `WEIGHT_FILES`; `https://...#sha256=<64 hex digits>`; or `hf:owner/name`,
-            also with `@revision` and `/file` behind it.
+        source: a name of `smkd.weights.catalogue`, which comes before a file or folder of this name; a file; a folder
+            with one of `WEIGHT_FILES`; `https://...#sha256=<64 hex digits>`; or `hf:owner/name`, also with `@revision`
+            and `/file` behind it.
 
     Raises:
         CheckpointError: there is nothing, it cannot be fetched, or its checksum is wrong.
     """
+    known = find(source)
+    if known is not None:
+        return _named(known)
     if source.startswith(HUB):
         return _from_hub(source)
     if is_remote(source):
@@ -59,13 +65,37 @@ def locate_weights(source: str) -> Path:
                 return path / name
         raise CheckpointError(f"folder '{path}' holds no checkpoint and no weights ({', '.join(WEIGHT_FILES)})")
     if not path.exists():
-        raise CheckpointError(f"'{source}' does not exist; expected a file, a folder, a URL, or {HUB}owner/name")
+        expected = f"expected a file, a folder, a URL, {HUB}owner/name, or a name of `smkd backbones`"
+        raise CheckpointError(f"'{source}' does not exist; {expected}{misspelt(source)}")
     return path
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept: `smkd/weights` below the user's cache folder (XDG_CACHE_HOME)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smkd" / "weights"
+def _named(known: NamedBackbone) -> Path:
+    """The file of a published backbone, put there by hand or fetched once, and looked at again each time."""
+    if os.path.exists(known.name):
+        here = os.path.abspath(known.name)
+        message = f"'{known.name}' is the published backbone, not '{here}': give that in full if it is meant"
+        warnings.warn(message, SmkdWarning, stacklevel=2)
+    path = known.place if known.place.is_file() else _published(known)
+    found = known.sha256 and sha256(path)
+    if found != known.sha256:
+        # the file itself: where the Hub keeps it, a link leads to it
+        whole = os.path.realpath(path)
+        raise CheckpointError(
+            f"'{whole}' is not {known.name}: it has SHA-256 {found}, expected {known.sha256}; remove it, and the same "
+            "command fetches it again"
+        )
+    return path
+
+
+def _published(known: NamedBackbone) -> Path:
+    by_hand = f"put {known.url} at '{known.place}', or take 'pixels', which needs no network"
+    if known.repository is None:
+        raise CheckpointError(f"'{known.name}' cannot be fetched by a program: {by_hand}")
+    path = _hub_file(known.name, known.repository, known.revision, known.file, by_hand)
+    if path is None:
+        raise CheckpointError(f"'{known.name}' is no longer at {known.url}; a copy of it goes to '{known.place}'")
+    return path
 
 
 def _from_url(source: str) -> Path:
@@ -75,7 +105,7 @@ def _from_url(source: str) -> Path:
         raise CheckpointError(f"'{source}' needs its checksum: {url}#sha256=<64 hex digits>")
     digest = wanted[1]
     name = Path(unquote(urlsplit(url).path)).name or "weights"
-    target = cache_folder() / f"{digest[:16]}-{name}"
+    target = weights_folder() / f"{digest[:16]}-{name}"
     if target.is_file() and sha256(target) != digest:
         target.unlink()  # damaged since
     try:
@@ -107,14 +137,35 @@ def _from_hub(source: str) -> Path:
     raise CheckpointError(f"'{source}' holds no weights; looked for {', '.join(names)}; name one: {HUB}owner/name/file")
 
 
-def _hub_file(source: str, repository: str, revision: str | None, name: str) -> Path | None:
-    """A file of a repository, from the Hub's own cache if it is there; None if the repository has no such file."""
+def _hub_file(source: str, repository: str, revision: str | None, name: str, away: str = "") -> Path | None:
+    """A file of a repository, from the Hub's own cache if it is there; None if the repository has no such file.
+
+    Args:
+        source: what messages call it.
+        repository, revision, name: of the file.
+        away: what to do where the Hub cannot be reached.
+    """
     try:
-        return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+        with warnings.catch_warnings():
+            # a disk that is too small is told below
+            warnings.simplefilter("ignore")
+            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
     except LocalEntryNotFoundError as error:
-        raise CheckpointError(f"cannot reach the Hub for '{source}', and '{name}' is not in its cache") from error
+        told = f"; {away}" if away else f", and '{name}' is not in its cache"
+        raise CheckpointError(f"cannot reach the Hub for '{source}'{told}") from error
     except EntryNotFoundError:
         return None
-    except (OSError, HFValidationError) as error:
+    except GatedRepoError as error:
+        known = find(source)
+        licence = f"the {known.licence}" if known is not None else "a licence"
+        raise CheckpointError(
+            f"'{source}' is for those who have accepted {licence}: do so at https://huggingface.co/{repository}, then "
+            "say who you are (`hf auth login`, or HF_TOKEN) and give the same command"
+        ) from error
+    except Exception as error:  # of its HTTP library, which is another one in each version, or of the disk
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
+            advice = f"'{source}' is not fetched; HF_HOME may name another place"
+            with explained(Path(constants.HF_HUB_CACHE), CheckpointError, advice=advice):
+                raise
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise CheckpointError(f"cannot fetch '{source}': {reason}") from error
+        raise CheckpointError(f"cannot fetch '{source}': {reason}{away and f'; {away}'}") from error
