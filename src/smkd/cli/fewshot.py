@@ -131,8 +131,9 @@ def features(
     changes = _changes(split, data, resize, crop, accelerator)
     changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
     changes["precision"] = precision and precision.value
-    chosen = None if network is None else network.value
-    opened = api.open_features(model, recipe=recipe, network=chosen, changes=changes, heads=attention_heads)
+    opened = api.open_features(
+        model, recipe=recipe, network=None if network is None else network.value, changes=changes, heads=attention_heads
+    )
     stream = opened.stream
     if stream is None:
         raise ConfigError(f"'{model}' is a feature file already")

@@ -225,7 +225,7 @@ def _of_both_bytes(image: Image.Image, raw: str, data: bytes) -> Image.Image:
         raise ValueError(f"image of mode {raw}: {reason}; save it as 8 bits")
     with Image.open(io.BytesIO(data), formats=[image.format]) as lower:
         # the bytes of each number in the other order, of which Pillow takes the upper one again
-        lower.tile = [_stored_otherwise(tile, other) for tile in lower.tile]  # type: ignore[attr-defined]
+        lower.tile = [_stored_otherwise(tile, other) for tile in lower.tile]
         lower.load()
         values = np.asarray(image).astype(np.uint16) << 8 | np.asarray(lower)
     colours = [number for number, band in enumerate(image.getbands()) if band != "A"]

@@ -158,7 +158,7 @@ def _numbers(values: tuple[float, ...]) -> str:
 
 FOREIGN_RECIPE = "folder-pretrain"
 """Settings of weights that bring none."""
-REFUSALS = (*HfHubHTTPError.__bases__, OSError, HFValidationError, RuntimeError)
+REFUSALS: tuple[type[Exception], ...] = (*HfHubHTTPError.__bases__, OSError, HFValidationError, RuntimeError)
 """What the Hub's library raises: errors of its HTTP client, another one in each version (requests' own are `OSError`),
 of names, and of the uploader of large files, which has none of its own."""
 
