@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.profiler import profile
 
 from smkd.config.schema import MaskConfig
 from smkd.data.augment import crop_resize, draw_mask, random_box, resize_center_crop
@@ -162,6 +163,24 @@ def test_a_crop_has_its_size_and_the_colours_of_its_image(height: int, width: in
     ):
         assert cut.dtype == torch.uint8
         assert torch.equal(cut, colour.expand(3, size, size))
+
+
+@bounded
+@given(
+    st.integers(1, 4), st.integers(1_000, 20_000), st.booleans(), st.integers(1, 96), st.floats(0.01, 1), st.integers(0)
+)
+def test_a_training_view_of_a_thin_image_takes_little_memory(
+    short: int, long: int, upright: bool, size: int, low: float, seed: int
+) -> None:
+    height, width = (long, short) if upright else (short, long)
+    image = torch.full((3, 1, 1), 7, dtype=torch.uint8).expand(3, height, width)
+    box = random_box(height, width, (low, 1), np.random.default_rng(seed))
+    assert max(box.height, box.width) <= 2 * min(box.height, box.width)
+    with profile(profile_memory=True) as memory:
+        view = crop_resize(image, box, size)
+    assert torch.equal(view, torch.full((3, size, size), 7, dtype=torch.uint8))
+    taken = sum(max(0, each.self_cpu_memory_usage) for each in memory.key_averages())
+    assert taken <= 50_000 + 30 * size * size
 
 
 @bounded

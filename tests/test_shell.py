@@ -6,6 +6,7 @@ import contextlib
 import csv
 import io
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -22,9 +24,10 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from classify_data import tiny_checkpoint
 from made_images import photographs
 from smkd import api, distributed, processes
-from smkd.classify import encoder
+from smkd.classify import FewShotClassifier, encoder
 from smkd.cli import app
 from smkd.config.loading import check, resolve
 from smkd.data.loader import worker_count
@@ -364,6 +367,68 @@ def test_a_daemon_process_starts_no_readers(monkeypatch: pytest.MonkeyPatch) -> 
     assert worker_count(resolve("debug-pretrain", ["num_workers=4"]), torch.device("cpu")) == 0
     with pytest.raises(ConfigError, match="a daemon process may start no others"):
         api.pretrain(resolve("debug-pretrain", ["devices=2", "accelerator=cpu", "out=/nowhere/x"]))
+
+
+DEADLY = """
+import multiprocessing, os, signal
+import numpy as np
+from smkd.classify.pictures import Pictures
+from smkd.errors import DataError
+from smkd.fewshot.features import Stream
+
+class Deadly(Pictures):
+    labels = np.zeros(300, np.int64)
+
+    def load(self, index):
+        if index == 40 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().load(index)
+
+images = Deadly([np.zeros((8, 8, 3), np.uint8)] * 300)
+encode = lambda pixels: pixels.flatten(1).float()
+stream = Stream(images, encode, 192, resize=8, crop=8, on_error="skip", batch_size=8, num_workers=1)
+for _ in range(8):  # what is seen of it differs from time to time
+    try:
+        stream.collect()
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a class of the script cannot be spawned")
+def test_a_reading_process_that_is_killed_is_named() -> None:
+    done = subprocess.run([sys.executable, "-c", DEADLY], capture_output=True, text=True, check=False)
+    # 'ended' where PyTorch saw that it was gone before the system's signal came
+    line = (
+        r"process \d+, which reads images, (was killed \(Killed\)|ended): out of memory\? use fewer with num_workers=\n"
+    )
+    assert re.fullmatch(f"({line}){{8}}", done.stdout), (done.stdout, done.stderr)
+    assert done.stderr == ""
+
+
+def predict_in_a_daemon(classifier: Path, images: list[Path], answers: Any) -> None:
+    assert multiprocessing.current_process().daemon
+    answers.put(FewShotClassifier.load(classifier).predict(images).tolist())
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only where readers are forked")
+def test_300_images_are_predicted_in_a_daemon_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "cores", lambda: 4)
+    photographs(tmp_path / "support", (2, 2))
+    photos = sorted((tmp_path / "support").rglob("*.png"))
+    backbone = tiny_checkpoint(tmp_path / "net.pt")
+    labels = [photo.parent.name for photo in photos]
+    FewShotClassifier(backbone, accelerator="cpu").fit(photos, labels).save(tmp_path / "clf.smkd")
+    assert encoder._reading_processes(300) > 0
+    context = multiprocessing.get_context("fork")
+    answers = context.Queue()
+    given = [photos[number % len(photos)] for number in range(300)]
+    process = context.Process(target=predict_in_a_daemon, args=(tmp_path / "clf.smkd", given, answers), daemon=True)
+    process.start()
+    found = answers.get(timeout=60)
+    process.join(10)
+    assert process.exitcode == 0
+    assert found == [photo.parent.name for photo in given]
 
 
 def training(folder: Path, *words: str) -> list[str]:

@@ -8,6 +8,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from smkd.files import cores, printable
 GUARD = 'start it below `if __name__ == "__main__":` (the main guard), in a script that is a file'
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")
 """PyTorch's message about a loading process that ended."""
+CUT_OFF = (ConnectionResetError, ConnectionRefusedError, EOFError)
+"""What is seen of a process that ends while it hands an image over."""
 NO_GUARD = 3
 """Exit code of a process that found itself in a script without a main guard."""
 
@@ -102,8 +105,8 @@ def deaths_named() -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        found = DEATH.search(str(error))
+    except (RuntimeError, *CUT_OFF) as error:
+        found = DEATH.search(str(error)) or (_death() if isinstance(error, CUT_OFF) else None)
         if found is None:
             raise
         fault = f"was killed ({found[2].strip()})" if found[2] else "ended"
@@ -111,6 +114,20 @@ def deaths_named() -> Iterator[None]:
         if multiprocessing.get_start_method() != "fork":
             hint += f"; or {GUARD}"
         raise DataError(f"process {found[1]}, which reads images, {fault}: {hint}") from error
+
+
+def _death() -> re.Match[str] | None:
+    """What PyTorch says of a loading process that is gone, if one is."""
+    import torch
+
+    for _ in range(20):
+        try:
+            # also from the handler of the system's signal, whenever that comes
+            torch._C._error_if_any_worker_fails()
+            time.sleep(0.02)
+        except RuntimeError as error:
+            return DEATH.search(str(error))
+    return None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any, ParamSpec, get_type_hints
 from smkd.cli.output import STANDARD, Output, check, say, standard
 from smkd.errors import ConfigError
 from smkd.files import expanded
-from smkd.processes import is_first_rank
+from smkd.processes import deaths_named, is_first_rank
 
 P = ParamSpec("P")
 CLOSED = 128 + 13
@@ -40,7 +40,7 @@ def verb(stopped: str = "stopped") -> Callable[[Callable[P, None]], Callable[P, 
         @functools.wraps(function)
         def run(*args: P.args, **options: P.kwargs) -> None:
             given = {name: _expanded(value) for name, value in options.items()}
-            with _ended(stopped):
+            with _ended(stopped), deaths_named():
                 outputs = _outputs(function, given)
                 _check(outputs, given)
                 if any(path == STANDARD for _, _, path, _ in outputs):
