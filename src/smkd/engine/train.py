@@ -39,6 +39,9 @@ from smkd.weights.load import MARK
 
 ADVICE = "try resume_with=precision=fp32, a lower resume_with=optim.lr=..., or resume_with=head.fixed_norm=true"
 
+HALVINGS = 16
+"""So many steps in a row may halve the scale of float16's losses from its start, 2^16, to 1."""
+
 
 class Evaluator(Protocol):
     """Measures a backbone on validation classes."""
@@ -129,7 +132,8 @@ class Run:
         self.learner = Learner.create(config, len(self.images.class_names), device, autocast)
         self.epoch = self.done = self.logged = 0
         self.selection = Selection(config.validation.patience)
-        self.guard = Guard(config.guard.max_skips, self._images_of)
+        halvings = HALVINGS if self.learner.scaler.is_enabled() else 0
+        self.guard = Guard(config.guard.max_skips + halvings, self._images_of)
         self.watch = Watch(config.save_minutes, config.max_hours)
         self._take_weights()
 
