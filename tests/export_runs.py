@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def run_folder(folder: Path, network: VisionTransformer, *words: str) -> Path:
     """A run whose teacher has these weights, and whose student has others."""
-    config = api.resolve("debug-pretrain", ["features.parts=[cls,mean,weighted_mean]", "features.blocks=2", *words])
+    config = api.resolve("debug-pretrain", ["features.parts=[cls,mean,weighted_mean]", "features.blocks=[1,2]", *words])
     config = config.model_copy(update={"model": described(network)})
     torch.manual_seed(3)
     student = VisionTransformer.from_config(config.model, mask_token=True)

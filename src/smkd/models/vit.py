@@ -8,6 +8,7 @@ rotary positions: Siméoni et al., arXiv 2508.10104 (DINOv3).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -262,29 +263,29 @@ class VisionTransformer(nn.Module):
                 x = block(x, rotation)
         return self._tokens(x, row)
 
-    def last_blocks(self, images: Tensor, blocks: int) -> list[Tokens]:
-        """Tokens, with attention, of the last blocks, earlier block first; the final norm is applied to each.
+    def last_blocks(self, images: Tensor, blocks: int | Sequence[int]) -> list[Tokens]:
+        """Tokens, with attention, of chosen blocks; the final norm is applied to each. No block after them is run.
 
         Args:
             images: float [images, 3, height, width], normalised.
-            blocks: how many.
+            blocks: which, in the order wanted (`block_numbers`); or how many last ones, earlier block first.
 
         Raises:
-            ConfigError: there are fewer blocks.
+            ConfigError: there is no such block.
         """
+        wanted = block_numbers(range(-blocks, 0) if isinstance(blocks, int) else blocks, len(self.blocks))
         x = self.embed(images)
         rotation = self.rotation(*images.shape[-2:])
-        first = len(self.blocks) - blocks
-        if first < 0:
-            raise ConfigError(f"features.blocks={blocks}, but the backbone has {len(self.blocks)} blocks")
-        outputs = []
-        for number, block in enumerate(self.blocks):
+        found: dict[int, Tokens] = {}
+        for number, block in enumerate(self.blocks, 1):
+            if number > max(wanted):
+                break
             assert isinstance(block, Block)
-            row = block.cls_attention(x, rotation) if number >= first else None
+            row = block.cls_attention(x, rotation) if number in wanted else None
             x = block(x, rotation)
-            if number >= first:
-                outputs.append(self._tokens(x, row))
-        return outputs
+            if number in wanted:
+                found[number] = self._tokens(x, row)
+        return [found[number] for number in wanted]
 
     def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Tokens before the first block: [images, 1 + registers + patches, dim].
@@ -348,6 +349,21 @@ class VisionTransformer(nn.Module):
         for name, parameter in self.named_parameters(recurse=False):
             if name != "mask_token":
                 nn.init.trunc_normal_(parameter, std=0.02)
+
+
+def block_numbers(blocks: Sequence[int], depth: int) -> list[int]:
+    """Blocks counted from 1, of such as may be counted from the end (-1 is the last).
+
+    Raises:
+        ConfigError: there is no such block, or one is named twice.
+    """
+    numbers = [depth + 1 + block if block < 0 else block for block in blocks]
+    for block, number in zip(blocks, numbers, strict=True):
+        if not 1 <= number <= depth:
+            raise ConfigError(f"features.blocks: there is no block {block}, the backbone has {depth}")
+        if numbers.count(number) > 1:
+            raise ConfigError(f"features.blocks: block {number} is named twice")
+    return numbers
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:
