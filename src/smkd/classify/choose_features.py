@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.classify.encoder import Encoder
-from smkd.classify.left_out import LeftOut, left_out
+from smkd.classify.left_out import LeftOut, turns
 from smkd.config.schema import FeaturesConfig
-from smkd.fewshot.candidates import candidates, features_from, narrowed, together
-from smkd.fewshot.heads import make_head
+from smkd.fewshot.candidates import candidates, features_from, narrowed, places, together
 
 AUTO, OWN = "auto", "own"
 """Words besides those of `smkd.fewshot.candidates`: a choice, and what the backbone's run says."""
@@ -79,13 +79,20 @@ def choose_features(
         tried: what to choose among; the first is what is taken without a reason to change.
     """
     counts = labels.bincount()
-    asked = labels[counts[labels] > 1]
+    spare = counts[labels] > 1
+    asked = labels[spare]
     if not len(asked):
         return tried[0]
-    head = make_head("prototype")
-    right = torch.stack([
-        soft_right(left_out(head, narrowed(values, wide, each), labels, 0)) for each in tried
-    ])  # fmt: skip  # [tried, images that were left out]
+    given = values.unflatten(1, (len(wide.parts) * len(wide.blocks), -1)).transpose(0, 1).double()
+    norms = given.square().sum(dim=2)  # [pieces, images]
+    products, lengths = _left_out_products(given, labels)
+    soft = []
+    for each in tried:
+        pieces = places(wide, each)
+        sizes = norms[pieces].sum(dim=0)[:, None] * lengths[pieces].sum(dim=0)
+        cosines = products[pieces].sum(dim=0) / sizes.clamp(min=torch.finfo(torch.float64).tiny).sqrt()
+        soft.append(soft_right(LeftOut(cosines[spare], asked)))
+    right = torch.stack(soft)  # [tried, images that were left out]
     shares = asked.unique().numel() * counts[asked].double()
     gains = right - right[0]
     means = (gains / shares).sum(dim=1)
@@ -103,3 +110,25 @@ def soft_right(left: LeftOut) -> Tensor:
     scores = left.scores - left.scores.mean(dim=1, keepdim=True)
     spread = scores.std(correction=0).clamp(min=torch.finfo(scores.dtype).tiny)
     return (SHARPNESS * scores / spread).softmax(dim=1).gather(1, left.truth[:, None])[:, 0]
+
+
+def _left_out_products(pieces: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What makes the scores that `left_out` gives for prototypes, of any pieces side by side: both sum over pieces.
+
+    Args:
+        pieces: float64 [pieces, images, dim].
+        labels: int64 [images].
+
+    Returns:
+        Products of each image with the sum of each class, without the images that are left out with it, and that sum's
+        squared length: float64 [pieces, images, classes]. Images that are alone in their class get 0.
+    """
+    members = F.one_hot(labels).T.double()  # [classes, images]
+    sums = members @ pieces  # [pieces, classes, dim]
+    products = torch.zeros(len(pieces), len(labels), len(members), dtype=torch.float64)
+    lengths = torch.zeros_like(products)
+    for leave, asked in turns(labels):
+        left = sums - members[:, leave] @ pieces[:, leave]
+        products[:, asked] = pieces[:, asked] @ left.transpose(1, 2)
+        lengths[:, asked] = left.square().sum(dim=2)[:, None]
+    return products, lengths

@@ -217,10 +217,12 @@ def _features(classifier: FewShotClassifier) -> list[str]:
 
 
 def _read_features(classifier: FewShotClassifier) -> str | None:
-    from smkd.fewshot.candidates import written
+    from smkd.fewshot.candidates import numbered, written
 
     encoder = classifier.encoder_
-    return None if encoder is None or encoder.backbone is None else written(encoder.config.features)
+    if encoder is None or encoder.backbone is None:
+        return None
+    return written(numbered(encoder.config.features, len(encoder.backbone.blocks)))
 
 
 def _left_out(left: LeftOutAccuracy) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -81,10 +80,15 @@ def narrowed(values: Tensor, wide: FeaturesConfig, features: FeaturesConfig) -> 
         wide: what they are made of.
         features: blocks and parts that are among those of `wide`.
     """
-    pieces = values.unflatten(1, (len(wide.parts), len(wide.blocks), -1))  # [images, parts, blocks, embed_dim]
-    kept = [
-        pieces[:, wide.parts.index(part), wide.blocks.index(block)]
+    pieces = values.unflatten(1, (len(wide.parts) * len(wide.blocks), -1))  # [images, pieces, embed_dim]
+    kept: Tensor = pieces[:, places(wide, features)].flatten(1)
+    return kept
+
+
+def places(wide: FeaturesConfig, features: FeaturesConfig) -> list[int]:
+    """Where the pieces of `features` are among those of `wide`; a piece is one part of one block."""
+    return [
+        wide.parts.index(part) * len(wide.blocks) + wide.blocks.index(block)
         for part in features.parts
         for block in features.blocks
     ]
-    return torch.cat(kept, dim=1)

@@ -81,13 +81,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[images, tokens, dim] -> the same; with rotary positions the patch tokens come last."""
-        q, k, v = self._split(x, rotation)
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        return self._mixed(*self._split(x, rotation))
 
     def cls_row(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention of the first token to all tokens, softmax in float32: [images, heads, tokens]."""
         q, k, _ = self._split(x, rotation)
+        return self._row(q, k)
+
+    def with_row(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` and `cls_row` give, with the projections computed once."""
+        q, k, v = self._split(x, rotation)
+        return self._mixed(q, k, v), self._row(q, k)
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+    def _row(self, q: Tensor, k: Tensor) -> Tensor:
         scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [images, heads, 1, tokens]
         row: Tensor = scores[:, :, 0].float().softmax(dim=-1)  # [images, heads, tokens]
         return row
@@ -150,6 +160,13 @@ class Block(nn.Module):
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x
+
+    def with_attention(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` and `cls_attention` give; the row costs next to nothing."""
+        mixed, row = self.attn.with_row(self.norm1(x), rotation)
+        x = x + self.drop_path(self.ls1(mixed))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x, row
 
     def cls_attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[CLS] row of this block's attention for its input x: [images, heads, tokens]."""
@@ -281,10 +298,11 @@ class VisionTransformer(nn.Module):
             if number > max(wanted):
                 break
             assert isinstance(block, Block)
-            row = block.cls_attention(x, rotation) if number in wanted else None
-            x = block(x, rotation)
             if number in wanted:
+                x, row = block.with_attention(x, rotation)
                 found[number] = self._tokens(x, row)
+            else:
+                x = block(x, rotation)
         return [found[number] for number in wanted]
 
     def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
