@@ -26,6 +26,7 @@ from smkd.fewshot.candidates import candidates, features_from, narrowed, togethe
 from smkd.fewshot.feature_file import FeatureSource, FeatureWriter, read_source
 from smkd.fewshot.features import pool
 from smkd.fewshot.heads import make_head
+from smkd.fewshot.validation import FewShotValidation, HeldOutImages
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.reference.option_table import last_blocks
 
@@ -60,6 +61,14 @@ def test_a_number_typed_is_that_block_and_in_a_file_it_is_how_many_last_ones(tmp
 def test_blocks_that_are_none_are_refused(value: str) -> None:
     with pytest.raises(ConfigError, match=r"features\.blocks"):
         resolve("debug-pretrain", [f"features.blocks={value}"])
+
+
+@pytest.mark.parametrize("evaluator", [FewShotValidation(), HeldOutImages()], ids=["classes", "images"])
+def test_a_block_that_the_backbone_lacks_is_named_before_the_training(
+    evaluator: FewShotValidation | HeldOutImages,
+) -> None:
+    with pytest.raises(ConfigError, match="there is no block 11, the backbone has 2"):
+        evaluator.check(resolve("debug-pretrain", ["features.blocks=11"]))
 
 
 def test_last_blocks_of_the_reference_are_a_number_of_blocks() -> None:
