@@ -73,7 +73,7 @@ class HeldOutImages:
     """Evaluator for the training loop, where training and validation images are of the same classes."""
 
     def check(self, config: RunConfig) -> None:
-        """Raise `SmkdError` for an unknown head, a block that is not there, or a validation class that is not trained."""
+        """Raise `SmkdError` for an unknown head, a block that is not there, or a validation class without training."""
         _check_blocks(config)
         make_head(config.validation.head)
         if config.validation.data is not None:
