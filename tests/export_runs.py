@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def run_folder(folder: Path, network: VisionTransformer, *words: str) -> Path:
     """A run whose teacher has these weights, and whose student has others."""
     config = api.resolve(
-        "debug-pretrain", ["precision=fp32", "features.parts=[cls,mean,weighted_mean]", "features.blocks=2", *words]
+        "debug-pretrain", ["precision=fp32", "features.parts=[cls,mean,weighted_mean]", "features.blocks=[1,2]", *words]
     )
     config = config.model_copy(update={"model": network.config})
     torch.manual_seed(3)

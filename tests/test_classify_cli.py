@@ -18,6 +18,7 @@ from made_images import photographs
 from smkd.classify import FewShotClassifier
 from smkd.cli import classify as verbs
 from smkd.errors import SmkdError
+from smkd.fewshot.candidates import numbered, written
 
 app = typer.Typer()
 for verb in (verbs.fit, verbs.predict, verbs.index, verbs.search):
@@ -50,6 +51,28 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_checkpoint(folder / "net.pt")
     done("fit", folder / "support", "-o", folder / "clf.smkd", "--backbone", folder / "net.pt")
     return folder
+
+
+def test_fit_says_what_it_reads_of_the_backbone(place: Path, tmp_path: Path) -> None:
+    words = ("fit", place / "support", "--backbone", place / "net.pt", "--json", tmp_path / "a.json")
+    for given, line in (
+        ((), "(chosen by cross-validation)"), (("--features", "own"), "2:cls+weighted_mean (what its run says)"),
+        (("--features", "1+2:cls"), "features: 1+2:cls"),
+    ):  # fmt: skip
+        lines = done(*words, *given, "-o", tmp_path / "a.smkd")
+        assert line in lines[2]
+        kept = FewShotClassifier.load(tmp_path / "a.smkd")
+        assert kept.reading == (given[1] if given else "auto")
+        assert kept.encoder_ is not None
+        which = written(numbered(kept.encoder_.config.features, 2))
+        assert json.loads((tmp_path / "a.json").read_text())["features"] == which
+        assert lines[2].startswith(f"features: {which}")
+    photographs(tmp_path / "one", (1, 1))
+    lines = done("fit", tmp_path / "one", *words[2:], "-o", tmp_path / "a.smkd")
+    assert lines[2] == "features: 2:cls+weighted_mean (what its run says: auto needs a class with two images to choose)"
+    assert "--features 3x" in refused(*words, "--features", "3x", "-o", tmp_path / "b.smkd")
+    assert "no block 3" in refused(*words, "--features", "3", "-o", tmp_path / "b.smkd")
+    assert not (tmp_path / "b.smkd").exists()
 
 
 def test_fit_says_what_it_learned(place: Path, tmp_path: Path) -> None:

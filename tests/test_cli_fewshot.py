@@ -42,6 +42,7 @@ def test_features_are_in_the_published_layout_with_their_origin(folder: Path) ->
         assert file["all_feats"].shape[1] == dim  # 2 blocks x 1 part instead of 1 x 2
         assert list(file.attrs["parts"]) == ["cls"]
         assert file.attrs["split"] == "val"
+        assert file.attrs["blocks"].tolist() == [1, 2]
 
 
 def test_a_file_gives_the_numbers_of_its_checkpoint(folder: Path) -> None:

@@ -27,7 +27,7 @@ from smkd.prepare.run import PrepareRequest
 NAMES = ("cat", "dog", "hübsch")
 SOURCE = FeatureSource(
     model="vit_small/16", checkpoint_sha256="ab" * 32, dataset="folder", split="test",
-    transform="resize 360, crop 320", parts=("cls", "weighted_mean"), blocks=2, class_names=NAMES,
+    transform="resize 360, crop 320", parts=("cls", "weighted_mean"), blocks=(11, 12), class_names=NAMES,
 )  # fmt: skip
 linux = pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
 

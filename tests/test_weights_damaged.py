@@ -347,7 +347,9 @@ def resaved(path: Path, place: tuple[str, ...], value: Any) -> None:
         (("encoder", "crop"), 10**9, "encoder: crop"), (("encoder", "crop"), 31, "crop=31 is no whole number"),
         (("encoder", "model", "depth"), 10**9, "its weights do not fit its settings; the weights have model.depth=2"),
         (("encoder", "model", "embed_dim"), 2 * 10**9, "model.embed_dim=32"),
-        (("encoder", "features", "blocks"), 10**9, "features.blocks=1000000000, but it has 2"),
+        (("encoder", "features", "blocks"), 10**9, "encoder: features.blocks: so many last blocks should be 1 to 1000"),
+        (("encoder", "features", "blocks"), 3, "features.blocks: there is no block -3, the backbone has 2"),
+        (("encoder", "features", "blocks"), [1, 2, 9], "features.blocks: there is no block 9, the backbone has 2"),
     ],
     ids=str,
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +13,7 @@ import torch
 from smkd import distributed
 from smkd.config.loading import changed, resolve
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ProtocolConfig
+from smkd.config.schema import FeaturesConfig, ProtocolConfig
 from smkd.data.datasets import GIVEN, configured_spec, give_images, is_of_others, open_split
 from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS
@@ -23,6 +23,7 @@ from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
+from smkd.fewshot.candidates import candidates, narrowed, numbered, together, written
 from smkd.fewshot.feature_file import FeatureSource, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
@@ -111,6 +112,7 @@ class Opened:
         protocol: how its run is measured.
         stream: features batch by batch, or None for a feature file.
         unused: what was given and has no effect on it, such as 'recipe=debug-pretrain', and why.
+        tried: blocks and parts to measure one by one, all of which are in the stream's features.
     """
 
     name: str
@@ -118,18 +120,27 @@ class Opened:
     protocol: ProtocolConfig
     stream: Stream | None
     unused: Mapping[str, str] = field(default_factory=dict)
+    tried: tuple[FeaturesConfig, ...] = ()
 
     def features(self) -> Features:
         """All features; those of a file are mapped into memory."""
         return self.stream.collect() if self.stream is not None else read_features(Path(self.name))
 
+    def one_by_one(self) -> Iterator[tuple[Opened, Features]]:
+        """What is tried, each by itself, of the same images."""
+        wide, all_of_them = together(self.tried), self.features()
+        for each in self.tried:
+            about = replace(self.about, parts=each.parts, blocks=each.blocks)
+            values = narrowed(all_of_them.values, wide, each)
+            yield replace(self, name=f"{self.name} {written(each)}", about=about), replace(all_of_them, values=values)
+
 
 def open_all(
     sources: Iterable[str | Path], *, recipe: str | None = None, network: Literal["teacher", "student"] | None = None,
-    changes: Mapping[str, Any] | None = None, heads: int | None = None,
+    changes: Mapping[str, Any] | None = None, heads: int | None = None, every: bool = False,
 ) -> list[Opened]:  # fmt: skip
     """Several sources of features, of which each setting that is given has an effect on one; see `open_features`."""
-    opened = [_open(each, recipe, network, changes or {}, heads) for each in sources]
+    opened = [_open(each, recipe, network, changes or {}, heads, every) for each in sources]
     for given, reason in opened[0].unused.items():
         if all(given in each.unused for each in opened):
             raise ConfigError(f"{given} has no effect: {reason}; leave it out")
@@ -138,7 +149,7 @@ def open_all(
 
 def open_features(
     what: str | Path, *, recipe: str | None = None, network: Literal["teacher", "student"] | None = None,
-    changes: Mapping[str, Any] | None = None, heads: int | None = None,
+    changes: Mapping[str, Any] | None = None, heads: int | None = None, every: bool = False,
 ) -> Opened:  # fmt: skip
     """Features of a run, a checkpoint or a feature file; or, with a recipe, of 'pixels' or 'random' weights.
 
@@ -148,22 +159,25 @@ def open_features(
         network: which of a checkpoint's two; none is the teacher.
         changes: settings that replace the run's, such as `{"evaluation": {"split": "val"}}`.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
+        every: fill in `tried` with all candidates (`smkd.fewshot.candidates`).
 
     Raises:
         SmkdError: there is no such source, or a setting does not fit it, or has no effect.
     """
-    return open_all([what], recipe=recipe, network=network, changes=changes, heads=heads)[0]
+    return open_all([what], recipe=recipe, network=network, changes=changes, heads=heads, every=every)[0]
 
 
 def _open(
     what: str | Path, recipe: str | None, network: Literal["teacher", "student"] | None, given: Mapping[str, Any],
-    heads: int | None,
+    heads: int | None, every: bool,
 ) -> Opened:  # fmt: skip
     name = str(what)
     words = {"recipe": recipe, "network": network, "heads": heads}
     if Path(name).suffix in FEATURE_SUFFIXES:
         if heads is not None:
             raise ConfigError(f"'{name}' is a feature file: --heads {heads} cannot be changed")
+        if every:
+            raise ConfigError(f"'{name}' is a feature file: its blocks and parts are what they are")
         unused = _unused(words, ("recipe", "network"), f"'{name}' is a feature file")
         return replace(_open_file(str(expanded(name)), given), unused=unused)
     source: VisionTransformer | Literal["pixels"] = "pixels"
@@ -186,10 +200,16 @@ def _open(
             print(printable(line), file=sys.stderr)
         config = changed(config, given)
         digest = sha256(file)
+    tried: list[FeaturesConfig] = []
+    if every:
+        if isinstance(source, str):
+            raise ConfigError("plain colours have no blocks and parts to choose")
+        tried = candidates(config.features, len(source.blocks))
+        config = changed(config, {"features": together(tried).model_dump(mode="json")})
     _check_data(name, config)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)
-    return Opened(name, _about(source, name, config, stream, digest), protocol, stream, unused)
+    return Opened(name, _about(source, name, config, stream, digest), protocol, stream, unused, tuple(tried))
 
 
 PIXELS_WITHOUT = (
@@ -258,10 +278,11 @@ def _about(
     transform = (
         f"resize {PIXEL_SIDE}, crop {PIXEL_SIDE}" if pixels else f"resize {protocol.resize}, crop {protocol.crop}"
     )
+    blocks = () if isinstance(source, str) else numbered(config.features, len(source.blocks)).blocks
     return FeatureSource(
         model="pixels" if pixels else network, checkpoint_sha256=checkpoint_sha256, dataset=config.data.name,
         split=protocol.split, transform=transform, parts=() if pixels else config.features.parts,
-        blocks=0 if pixels else config.features.blocks, class_names=tuple(stream.images.class_names),
+        blocks=blocks, class_names=tuple(stream.images.class_names),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import multiprocessing
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,10 +23,11 @@ from smkd.data.datasets import DatasetSpec, configured_spec
 from smkd.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
+from smkd.fewshot.candidates import numbered
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import cores
 from smkd.models.finite import check_finite
-from smkd.models.vit import VisionTransformer
+from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.processes import allowed
 from smkd.progress import Track
 from smkd.weights.architecture import check_described
@@ -52,7 +54,7 @@ class EncoderConfig(Section):
         model: the backbone; None for the plain colours of a small square.
         resize, crop: shorter side in pixels, then the side of the centre square.
         mean, std: of each channel on the 0-1 scale.
-        features: which tokens of how many blocks.
+        features: which tokens of which blocks.
         precision: arithmetic of the backbone.
     """
 
@@ -132,7 +134,19 @@ class Encoder:
         """Numbers of a feature."""
         if self.backbone is None:
             return 3 * PIXEL_SIDE**2
-        return self.backbone.embed_dim * self.config.features.blocks * len(self.config.features.parts)
+        return self.backbone.embed_dim * len(self.config.features.blocks) * len(self.config.features.parts)
+
+    def reading(self, features: FeaturesConfig) -> Encoder:
+        """The same backbone with other blocks and parts.
+
+        Raises:
+            ConfigError: there is no network, or it lacks a block.
+        """
+        if self.backbone is None:
+            raise ConfigError("plain colours have no blocks and parts to choose")
+        other = copy.copy(self)
+        other.config = self.config.model_copy(update={"features": numbered(features, len(self.backbone.blocks))})
+        return other
 
     def __call__(self, items: Sequence[Picture]) -> NDArray[np.float32]:
         """Features of every image, float32 [images, dim]; raises `DataError` naming the first unreadable one."""
@@ -191,10 +205,10 @@ class Encoder:
         # before a network of these sizes is made
         check_described(weights, config.model, where)
         backbone = VisionTransformer.with_weights(config.model, weights)
-        if config.features.blocks > len(backbone.blocks):
-            raise CheckpointError(
-                f"'{where}': encoder: features.blocks={config.features.blocks}, but it has {len(backbone.blocks)}"
-            )
+        try:
+            block_numbers(config.features.blocks, len(backbone.blocks))
+        except ConfigError as error:
+            raise CheckpointError(f"'{where}': encoder: {error}") from error
         return Encoder(config, backbone, accelerator=accelerator)
 
     @contextmanager

@@ -16,6 +16,8 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
 from torch import Tensor
 
+from smkd.classify import choose_features
+from smkd.classify.choose_features import OWN, Reader, check_reading
 from smkd.classify.encoder import Encoder, Finite, open_encoder
 from smkd.classify.known import Familiarities, Known, familiarity
 from smkd.classify.left_out import AUTO, LeftOut, LeftOutAccuracy, check_head, choose_head, fitted_temperature, left_out
@@ -42,6 +44,7 @@ class _Settings(Section):
     """The settings in a classifier's file; the rest are tensors."""
 
     encoder: dict[str, Any] | None
+    reading: str = OWN
     head: str
     chosen: str
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)]
@@ -94,6 +97,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             `smkd.classify.open_encoder` takes them; None for features only.
         head: few-shot classifier with options as in 'logistic:c=3' (docs/heads.md), or 'auto' for a choice by
             cross-validation where every class has five images. Transductive heads see all images of one call together.
+        reading: blocks and parts to read, such as '11:cls' (docs/classifier.md); 'own' as the backbone's run says; or
+            'auto' for a choice by cross-validation on the images of the first `fit` or `partial_fit`.
         recipe: gives image size and normalisation to a network, or to weights that have none.
         seed: of heads that draw.
         accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
@@ -113,10 +118,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def __init__(
         self, backbone: str | Path | VisionTransformer | Encoder | None = None, head: str = "prototype", *,
-        recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto", heads: int | None = None,
+        reading: str = OWN, recipe: str | RunConfig | None = None, seed: int = 0, accelerator: str = "auto",
+        heads: int | None = None,
     ) -> None:  # fmt: skip
         self.backbone = backbone
         self.head = head
+        self.reading = reading
         self.recipe = recipe
         self.seed = seed
         self.accelerator = accelerator
@@ -132,10 +139,11 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             CheckpointError: the backbone cannot be read.
         """
         check_head(self.head)
-        self.encoder_: Encoder | None = (
-            None if self.backbone is None else open_encoder(self.backbone, self.recipe, self.accelerator, self.heads)
-        )
-        features, labels = self._checked(X, y, reset=True)
+        check_reading(self.reading)
+        self.encoder_: Encoder | None = None
+        if self.backbone is not None:
+            self.encoder_ = open_encoder(self.backbone, self.recipe, self.accelerator, self.heads)
+        features, labels = self._read(X, y)
         self._learn(features, labels)
         return self
 
@@ -223,7 +231,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         }
         try:
             settings = _Settings(
-                encoder=encoder, head=self.head, chosen=self.head_, seed=self.seed, temperature=self.temperature_,
+                encoder=encoder, reading=self.reading, head=self.head, chosen=self.head_, seed=self.seed,
+                temperature=self.temperature_,
                 known=self.known_, left_out=(self.left_out_.right, self.left_out_.images),
                 classes=self.classes_.tolist(), label_type=self.classes_.dtype.str,
             )  # fmt: skip
@@ -243,6 +252,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             settings = _Settings.model_validate(values)
             make_head(settings.chosen, torch.zeros(1))
             check_head(settings.head)
+            check_reading(settings.reading)
         except ValidationError as error:
             raise CheckpointError(f"'{path}': {smkd_file.settings_fault(error)}; make it again") from error
         except ConfigError as error:
@@ -259,7 +269,7 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise CheckpointError(f"'{path}': its features are not those of its backbone; make it again")
         check_finite_rows(support, f"'{path}': support")
         left = _left_out(tensors, classes, labels, path)
-        loaded = cls(encoder, settings.head, seed=settings.seed, accelerator=accelerator)
+        loaded = cls(encoder, settings.head, reading=settings.reading, seed=settings.seed, accelerator=accelerator)
         loaded.encoder_ = encoder
         loaded._keep(support, labels, classes, settings.chosen)
         if left is None:  # a file from before they were kept
@@ -298,6 +308,20 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.support_: NDArray[np.float32] = support.numpy()
         self.support_labels_: NDArray[np.int64] = labels.numpy()
         self.n_features_in_ = support.shape[1]
+
+    def _read(self, X: Any, y: Any) -> tuple[NDArray[np.float32], NDArray[Any]]:  # noqa: N803
+        """Features to learn from and their labels; settles which blocks and parts the backbone gives from now on."""
+        if self.encoder_ is None:
+            if self.reading not in (choose_features.AUTO, OWN):
+                raise ConfigError(f"reading={self.reading} are blocks and parts of a backbone: add backbone=")
+            return self._checked(X, y, reset=True)
+        # features that are given have been chosen before
+        given = self.reading == choose_features.AUTO and as_pictures(X) is None
+        reader = Reader(self.encoder_, OWN if given else self.reading)
+        self.encoder_ = reader.encoder
+        features, labels = self._checked(X, y, reset=True)
+        self.encoder_, features = reader.decided(features, np.unique(labels, return_inverse=True)[1])
+        return features, labels
 
     def _scores(self, features: NDArray[np.float32]) -> Tensor:
         with torch.inference_mode():

@@ -6,7 +6,7 @@ This needs a class with two images.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -63,18 +63,24 @@ def left_out(head: Head, support: Tensor, labels: Tensor, seed: int) -> LeftOut:
         seed: of heads that draw.
     """
     counts = labels.bincount()
+    scores = torch.empty(len(labels), len(counts), dtype=torch.float64)
+    for leave, asked in turns(labels):
+        scores[asked] = Learned(head, support[~leave], labels[~leave], seed).scores(support[asked])
+    spare = counts[labels] > 1
+    return LeftOut(scores[spare], labels[spare])
+
+
+def turns(labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Which images are left out together, and which of them are scored: bool [n] each, round by round (`left_out`)."""
+    counts = labels.bincount()
     place = torch.empty_like(labels)
     for label, count in enumerate(counts.tolist()):
         place[labels == label] = torch.arange(count)
     rounds = min(int(counts.max()), ROUNDS)
     size = counts[labels]
-    scores = torch.empty(len(labels), len(counts), dtype=torch.float64)
-    for number in range(rounds if int(counts.max()) > 1 else 0):
+    for number in range(rounds if rounds > 1 else 0):
         turn = place % rounds == number
-        leave = (turn | (place == number % size)) & (size > 1)
-        asked = turn & (size > 1)
-        scores[asked] = Learned(head, support[~leave], labels[~leave], seed).scores(support[asked])
-    return LeftOut(scores[size > 1], labels[size > 1])
+        yield (turn | (place == number % size)) & (size > 1), turn & (size > 1)
 
 
 def check_head(head: str) -> None:

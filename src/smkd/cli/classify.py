@@ -40,6 +40,14 @@ def fit(
     head: Annotated[
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
     ] = "auto",
+    features: Annotated[
+        str,
+        typer.Option(
+            metavar="auto|own|WHICH",
+            help="What to read of the backbone: auto chooses by cross-validation, own is what its run says; or blocks "
+            "and parts such as 11 or 10+11:cls.",
+        ),
+    ] = "auto",
     recipe: Recipe = None,
     heads: AttentionHeads = None,
     json_file: Annotated[
@@ -49,6 +57,7 @@ def fit(
     ] = None,
 ) -> None:
     """Make a classifier from a few images per class."""
+    from smkd.classify.choose_features import Reader, check_reading
     from smkd.classify.encoder import open_encoder
     from smkd.classify.estimator import FewShotClassifier
     from smkd.classify.left_out import check_head
@@ -58,15 +67,18 @@ def fit(
     if len(images.class_names) < 2:
         raise DataError(f"'{support}' holds one class, '{images.class_names[0]}'; a classifier needs at least two")
     check_head(head)
-    encoder = open_encoder(chosen(backbone), recipe, heads=heads)
-    _say(encoder.report)
+    check_reading(features)
+    opened = open_encoder(chosen(backbone), recipe, heads=heads)
+    reader = Reader(opened, features)
+    _say(opened.report)
     paths = [images.name(index) for index in range(len(images))]
-    classifier = FewShotClassifier(encoder, head)
-    classifier.fit(_all(encoder, paths), [images.class_names[label] for label in images.labels])
+    encoder, values = reader.decided(_all(reader.encoder, paths), images.labels)
+    classifier = FewShotClassifier(encoder, head, reading=features)
+    classifier.fit(values, [images.class_names[label] for label in images.labels])
     classifier.save(out)
     if json_file is not None:
         write_json(json_file, _record(classifier))
-    _say(_summary(classifier, head))
+    _say(_summary(classifier))
     say(f"written: {out}")
 
 
@@ -168,7 +180,7 @@ def _count_unreadable(encoded: Encoded) -> None:
         raise typer.Exit(1)
 
 
-def _summary(classifier: FewShotClassifier, head: str) -> list[str]:
+def _summary(classifier: FewShotClassifier) -> list[str]:
     """What was learned, a line each."""
     from smkd.classify.left_out import SHOTS
 
@@ -176,15 +188,36 @@ def _summary(classifier: FewShotClassifier, head: str) -> list[str]:
     counts = [int((classifier.support_labels_ == label).sum()) for label in range(len(names))]
     low, high = min(counts), max(counts)
     chosen = classifier.head_
-    if head == "auto":
+    if classifier.head == "auto":
         why = "chosen by cross-validation" if low >= SHOTS else f"auto needs {SHOTS} images of every class to choose"
         chosen += f" ({why})"
     return [
         f"classes: {len(names)} ({', '.join(names[:8])}{', ...' if len(names) > 8 else ''})",
         f"images: {sum(counts)}, {low if low == high else f'{low} to {high}'} per class",
+        *_features(classifier),
         f"head: {chosen}",
         *_left_out(classifier.left_out_),
     ]
+
+
+def _features(classifier: FewShotClassifier) -> list[str]:
+    """What is read of the backbone, and why; nothing without a network."""
+    which = _read_features(classifier)
+    if which is None:
+        return []
+    why = {"own": " (what its run says)", "auto": " (chosen by cross-validation)"}
+    if not classifier.left_out_.images:
+        why["auto"] = " (what its run says: auto needs a class with two images to choose)"
+    return [f"features: {which}{why.get(classifier.reading, '')}"]
+
+
+def _read_features(classifier: FewShotClassifier) -> str | None:
+    from smkd.fewshot.candidates import numbered, written
+
+    encoder = classifier.encoder_
+    if encoder is None or encoder.backbone is None:
+        return None
+    return written(numbered(encoder.config.features, len(encoder.backbone.blocks)))
 
 
 def _left_out(left: LeftOutAccuracy) -> list[str]:
@@ -211,7 +244,8 @@ def _record(classifier: FewShotClassifier) -> dict[str, Any]:
     labels = classifier.support_labels_.tolist()
     return {
         "classes": {str(name): labels.count(label) for label, name in enumerate(classifier.classes_)},
-        "head": classifier.head_, "left_out": classifier.left_out_.as_dict(REJECTS),
+        "features": _read_features(classifier), "head": classifier.head_,
+        "left_out": classifier.left_out_.as_dict(REJECTS),
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -77,9 +78,14 @@ AttentionHeads = Annotated[
     int | None,
     typer.Option("--heads", min=1, help="Attention heads of weights of another project, which may not say how many."),
 ]
+ALL = "all"
 SplitName = Annotated[Split | None, typer.Option(help="Split whose classes are measured.")]
 Resize = Annotated[int | None, typer.Option(help="Shorter side in pixels before the crop.")]
 Crop = Annotated[int | None, typer.Option(help="Side of the centre crop in pixels.")]
+Which = Annotated[
+    str | None,
+    typer.Option("--features", metavar="WHICH", help="Blocks and parts such as 11, 10+11:cls or -2:cls+weighted_mean."),
+]
 Accelerator = Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")]
 ShotCounts = Annotated[list[int] | None, typer.Option(help="Support images per class; may be repeated.")]
 Query = Annotated[str | None, typer.Option(help="Queries per class: a number, or 'all'.")]
@@ -112,6 +118,7 @@ def features(
     recipe: Recipe = None,
     attention_heads: AttentionHeads = None,
     split: SplitName = None,
+    which: Which = None,
     blocks: Annotated[int | None, typer.Option(help="How many last blocks contribute.")] = None,
     part: Annotated[
         list[PartChoice] | None, typer.Option(help="Tokens that make the feature; may be repeated.")
@@ -128,8 +135,11 @@ def features(
     from smkd.fewshot.feature_file import FeatureWriter
     from smkd.files import listed
 
-    changes = _changes(split, data, resize, crop, accelerator)
-    changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
+    changes = _changes(split, data, resize, crop, accelerator, which)
+    if which is None:
+        changes["features"] = {"blocks": blocks, "parts": [p.value for p in part] if part else None}
+    elif blocks is not None or part:
+        raise ConfigError(f"--features {which} says blocks and parts; leave --blocks and --part out")
     changes["precision"] = precision and precision.value
     chosen: Any = None if network is None else network.value
     opened = api.open_features(model, recipe=recipe, network=chosen, changes=changes, heads=attention_heads)
@@ -172,6 +182,13 @@ def evaluate(
         bool, typer.Option("--reference-knn", help="Also kNN as the authors' code counts its votes.")
     ] = False,
     base: Base = None,
+    which: Annotated[
+        str | None,
+        typer.Option(
+            "--features", metavar="WHICH|all",
+            help="Blocks and parts such as 11, 10+11:cls or -2:cls+weighted_mean; all: each that `fit` chooses among.",
+        ),
+    ] = None,
     concat: Annotated[bool, typer.Option("--concat", help="Join the sources' features into one.")] = False,
     resize: Resize = None,
     crop: Crop = None,
@@ -187,14 +204,17 @@ def evaluate(
     from smkd.fewshot.accuracy import evaluate_features
     from smkd.viz import measured
 
-    changes = _changes(split, data, resize, crop, accelerator)
-    opened = api.open_all(sources, recipe=recipe, changes=changes, heads=attention_heads)
+    every = which == ALL
+    if every and concat:
+        raise ConfigError("--features all measures one by one what --concat would join; leave one of them out")
+    changes = _changes(split, data, resize, crop, accelerator, None if every else which)
+    opened = api.open_all(sources, recipe=recipe, changes=changes, heads=attention_heads, every=every)
     given = {
         "shots": tuple(shot) if shot else None, "query": query, "query_dirichlet": query_dirichlet,
         "episodes": episodes, "seed": seed,
     }  # fmt: skip
     heads = [*(head or []), *(["knn:reference=true"] if reference_knn else [])]
-    named = _joined(opened) if concat else [(each, each.features()) for each in opened]
+    named = _joined(opened) if concat else _measured_one_by_one(opened)
     base_mean = _base_mean(base)
     rows = []
     for each, values in named:
@@ -287,9 +307,13 @@ def compare(
 
 
 def _changes(
-    split: Split | None, data: Path | None, resize: int | None, crop: int | None, accelerator: str
-) -> dict[str, Any]:
+    split: Split | None, data: Path | None, resize: int | None, crop: int | None, accelerator: str,
+    which: str | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    from smkd.fewshot.candidates import features_from
+
     return {
+        "features": {} if which is None else features_from(which).model_dump(mode="json"),
         "evaluation": {"split": split and split.value, "resize": resize, "crop": crop},
         "data": {"root": data and str(data)},
         "accelerator": None if accelerator == "auto" else accelerator,
@@ -307,7 +331,16 @@ def _protocol(own: ProtocolConfig, preset: PresetChoice | None, given: dict[str,
     return check_protocol(**{**own.model_dump(), **changes})
 
 
-def _joined(opened: list[Opened]) -> list[tuple[Opened, Features]]:
+def _measured_one_by_one(opened: list[Opened]) -> Iterator[tuple[Opened, Features]]:
+    """Every source with its features; those that are tried one after another."""
+    for each in opened:
+        if each.tried:
+            yield from each.one_by_one()
+        else:
+            yield each, each.features()
+
+
+def _joined(opened: list[Opened]) -> Iterable[tuple[Opened, Features]]:
     from dataclasses import replace
 
     from smkd.fewshot.features import concatenated

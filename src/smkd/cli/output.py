@@ -49,8 +49,8 @@ def _is_json(path: Path) -> bool:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    # one key of each verb's: `eval` and `compare`, `predict`, `bench`, `data verify`
-    marks = {"results", "unreadable", "images_per_second", "problems"}
+    # one key of each verb's: `eval` and `compare`, `fit`, `predict`, `bench`, `data verify`
+    marks = {"results", "left_out", "unreadable", "images_per_second", "problems"}
     return isinstance(values, dict) and not marks.isdisjoint(values)
 
 

@@ -182,6 +182,8 @@ def _read_word(word: str) -> dict[str, Any]:
         raise ConfigError(f"{key}: '{_shown(text)}' is not a value: {error}") from error
     if key == "data" and not isinstance(value, dict):
         key = "data.root"
+    if key == "features.blocks" and isinstance(value, int) and not isinstance(value, bool):
+        value = [value]  # in files of before, a number by itself is how many last blocks
     return _nested(key.split("."), value)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from smkd.files import expanded
 
@@ -14,6 +14,7 @@ Weight = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Range = tuple[float, float]
+MOST_BLOCKS = 1000
 Place = Annotated[Path, AfterValidator(expanded)]
 """A file or folder; `~` is the home folder."""
 
@@ -294,10 +295,27 @@ class GuardConfig(Section):
 class FeaturesConfig(Section):
     """Which tokens become the feature of an image."""
 
-    blocks: Positive = 1
-    """How many last blocks contribute."""
+    blocks: Annotated[tuple[int, ...], Field(min_length=1, max_length=MOST_BLOCKS)] = (-1,)
+    """Blocks that contribute, counted from 1, or from the end: -1 is the last. A number by itself, which files of
+    before have, is how many last blocks; typed as `features.blocks=11` it is that block."""
     parts: tuple[Literal["cls", "mean", "weighted_mean"], ...] = ("cls", "weighted_mean")
     """[CLS], plain mean of the patches, mean weighted by the [CLS] attention; each L2-normalised."""
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _counted(cls, given: Any) -> Any:
+        if not isinstance(given, int) or isinstance(given, bool):
+            return given
+        if not 1 <= given <= MOST_BLOCKS:
+            raise ValueError(f"so many last blocks should be 1 to {MOST_BLOCKS}")
+        return tuple(range(-given, 0))
+
+    @field_validator("blocks")
+    @classmethod
+    def _named(cls, blocks: tuple[int, ...]) -> tuple[int, ...]:
+        if 0 in blocks:
+            raise ValueError("blocks are counted from 1, or from the end: -1 is the last")
+        return blocks
 
 
 class ProtocolConfig(Section):

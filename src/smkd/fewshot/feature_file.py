@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd import __version__
+from smkd.config.schema import MOST_BLOCKS
 from smkd.errors import DataError
 from smkd.fewshot.features import Features, check_features, check_form, shape_in_words
 from smkd.files import expanded, explained, written_aside
@@ -47,7 +48,8 @@ class FeatureSource:
         checkpoint_sha256: of the checkpoint file.
         dataset, split: what was read.
         transform: from image to input, such as 'resize 360, crop 320'.
-        parts, blocks: which tokens of how many last blocks.
+        parts: which tokens.
+        blocks: of which blocks, counted from 1; from the end (-1 is the last) in files of before, which say how many.
         class_names: name of each label.
         skipped: unreadable images that were left out. Filled in by the writer.
         smkd_version: Filled in by the writer.
@@ -59,7 +61,7 @@ class FeatureSource:
     split: str = ""
     transform: str = ""
     parts: tuple[str, ...] = ()
-    blocks: int = 0
+    blocks: tuple[int, ...] = ()
     class_names: tuple[str, ...] = ()
     skipped: int = 0
     smkd_version: str = ""
@@ -158,11 +160,17 @@ def _header(labels: NDArray[np.int64], count: int, dim: int, source: FeatureSour
             if isinstance(value, int):
                 file.attrs[field.name] = value
             elif value:
-                file.attrs[field.name] = _utf8(value) if isinstance(value, str) else [_utf8(text) for text in value]
+                file.attrs[field.name] = (
+                    _utf8(value) if isinstance(value, str) else [_attribute(each) for each in value]
+                )
         file.flush()
         features[0, 0] = 0  # the first number written gives the features their place, after all that is there
         offset = features.id.get_offset()
     return memory.getvalue()[:offset]
+
+
+def _attribute(each: int | str) -> int | str:
+    return _utf8(each) if isinstance(each, str) else each
 
 
 def _utf8(text: str) -> str:
@@ -303,7 +311,16 @@ def _mapped(path: Path, features: Any, count: int) -> NDArray[np.float32]:
 
 def _source(file: Any) -> FeatureSource:
     known = [field for field in fields(FeatureSource) if field.name in file.attrs]
-    return FeatureSource(**{field.name: _plain(file.attrs[field.name], field.default) for field in known})
+    values = {field.name: _plain(file.attrs[field.name], field.default) for field in known if field.name != "blocks"}
+    return FeatureSource(**values, blocks=_blocks(file.attrs.get("blocks", 0)))
+
+
+def _blocks(given: Any) -> tuple[int, ...]:
+    """Block numbers; files of before have one number, which is how many last ones."""
+    numbers = np.asarray(given)
+    if numbers.ndim:
+        return tuple(int(number) for number in numbers)
+    return tuple(range(-min(max(int(numbers), 0), MOST_BLOCKS), 0))
 
 
 def _plain(value: Any, default: object) -> Any:

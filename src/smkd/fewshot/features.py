@@ -1,4 +1,4 @@
-"""Features of images from a backbone: tokens of the last blocks, each part L2-normalised, concatenated.
+"""Features of images from a backbone: tokens of chosen blocks, each part L2-normalised, concatenated.
 
 `as_features` and `check_features` make checked `Features` of features from elsewhere.
 """
@@ -53,9 +53,9 @@ class Features:
 
 
 def pool(blocks: list[Tokens], config: FeaturesConfig) -> Tensor:
-    """Feature vectors from the tokens of the last blocks.
+    """Feature vectors from the tokens of the configured blocks.
 
-    For each part in turn, for each block (earlier first): [CLS], the patches' mean, or their mean weighted by the
+    For each part in turn, for each block (as configured): [CLS], the patches' mean, or their mean weighted by the
     same block's [CLS] attention; L2-normalised by itself. The concatenation is not normalised again.
 
     Args:
@@ -152,7 +152,7 @@ def backbone_stream(
         blocks = [Tokens(*(None if part is None else part.float() for part in tokens)) for tokens in blocks]  # type: ignore[arg-type]
         return pool(blocks, config).cpu()
 
-    dim = backbone.embed_dim * config.blocks * len(config.parts)
+    dim = backbone.embed_dim * len(config.blocks) * len(config.parts)
     return Stream(
         images, encode, dim, resize=resize, crop=crop, on_error=on_error, num_workers=num_workers,
         batch_size=CPU_BATCH if device.type == "cpu" else BATCH,

@@ -22,7 +22,8 @@ from smkd.fewshot.accuracy import evaluate_features, shape_of
 from smkd.fewshot.episodes import Members, large_enough, too_small
 from smkd.fewshot.features import Stream, backbone_stream
 from smkd.fewshot.heads import make_head
-from smkd.models.vit import VisionTransformer
+from smkd.models.vit import VisionTransformer, block_numbers
+from smkd.weights.architecture import Architecture
 
 Verdicts = NDArray[np.bool_]
 """[images], which held-out images are given their own class."""
@@ -48,8 +49,10 @@ class FewShotValidation:
         """Say which validation classes are too small for the episodes.
 
         Raises:
-            SmkdError: the head is unknown, or the validation split has too few classes that are large enough.
+            SmkdError: the head is unknown, the backbone lacks a block of the features, or the validation split has too
+                few classes that are large enough.
         """
+        _check_blocks(config)
         images, protocol = open_validation(config), config.validation
         make_head(protocol.head)
         sizes = Members(images.labels, len(images.class_names)).sizes.numpy()
@@ -73,7 +76,8 @@ class HeldOutImages:
     """Evaluator for the training loop if training and validation images have the same classes."""
 
     def check(self, config: RunConfig) -> None:
-        """Raise `SmkdError` if the head is unknown, or a validation class is not a training class."""
+        """Raise `SmkdError` for an unknown head, a block that is not there, or a validation class without training."""
+        _check_blocks(config)
         make_head(config.validation.head)
         if config.validation.data is not None:
             raise ConfigError("validation.data is not used here: held-out images of the training classes are measured")
@@ -83,6 +87,11 @@ class HeldOutImages:
     def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
         """Accuracy in percent."""
         return {"accuracy": 100 * float(verdicts(backbone, config, config.validation, device).mean())}
+
+
+def _check_blocks(config: RunConfig) -> None:
+    """Raise `ConfigError` before the training for features that the backbone cannot give after it."""
+    block_numbers(config.features.blocks, Architecture.of(config.model).depth)
 
 
 def verdicts(

@@ -8,7 +8,7 @@ rotary positions: Siméoni et al., arXiv 2508.10104 (DINOv3).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
 import torch
@@ -81,13 +81,23 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[images, tokens, dim] -> the same; with rotary positions the patch tokens come last."""
-        q, k, v = self._split(x, rotation)
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
+        return self._mixed(*self._split(x, rotation))
 
     def cls_row(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """Attention of the first token to all tokens, softmax in float32: [images, heads, tokens]."""
         q, k, _ = self._split(x, rotation)
+        return self._row(q, k)
+
+    def with_row(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` and `cls_row` give, with the projections computed once."""
+        q, k, v = self._split(x, rotation)
+        return self._mixed(q, k, v), self._row(q, k)
+
+    def _mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return out
+
+    def _row(self, q: Tensor, k: Tensor) -> Tensor:
         scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [images, heads, 1, tokens]
         row: Tensor = scores[:, :, 0].float().softmax(dim=-1)  # [images, heads, tokens]
         return row
@@ -150,6 +160,13 @@ class Block(nn.Module):
         x = x + self.drop_path(self.ls1(self.attn(self.norm1(x), rotation)))
         x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
         return x
+
+    def with_attention(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
+        """What `forward` and `cls_attention` give; the row costs next to nothing."""
+        mixed, row = self.attn.with_row(self.norm1(x), rotation)
+        x = x + self.drop_path(self.ls1(mixed))
+        x = x + self.drop_path(self.ls2(self.mlp(self.norm2(x))))
+        return x, row
 
     def cls_attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[CLS] row of this block's attention for its input x: [images, heads, tokens]."""
@@ -273,29 +290,30 @@ class VisionTransformer(nn.Module):
                 x = block(x, rotation)
         return self._tokens(x, row)
 
-    def last_blocks(self, images: Tensor, blocks: int) -> list[Tokens]:
-        """Tokens, with attention, of the last blocks, earlier block first; the final norm is applied to each.
+    def last_blocks(self, images: Tensor, blocks: int | Sequence[int]) -> list[Tokens]:
+        """Tokens, with attention, of chosen blocks; the final norm is applied to each. No block after them is run.
 
         Args:
             images: float [images, 3, height, width], normalised.
-            blocks: how many.
+            blocks: which, in the order wanted (`block_numbers`); or how many last ones, earlier block first.
 
         Raises:
-            ConfigError: there are fewer blocks.
+            ConfigError: there is no such block.
         """
+        wanted = block_numbers(range(-blocks, 0) if isinstance(blocks, int) else blocks, len(self.blocks))
         x = self.embed(images)
         rotation = self.rotation(*images.shape[-2:])
-        first = len(self.blocks) - blocks
-        if first < 0:
-            raise ConfigError(f"features.blocks={blocks}, but the backbone has {len(self.blocks)} blocks")
-        outputs = []
-        for number, block in enumerate(self.blocks):
+        found: dict[int, Tokens] = {}
+        for number, block in enumerate(self.blocks, 1):
+            if number > max(wanted):
+                break
             assert isinstance(block, Block)
-            row = block.cls_attention(x, rotation) if number >= first else None
-            x = block(x, rotation)
-            if number >= first:
-                outputs.append(self._tokens(x, row))
-        return outputs
+            if number in wanted:
+                x, row = block.with_attention(x, rotation)
+                found[number] = self._tokens(x, row)
+            else:
+                x = block(x, rotation)
+        return [found[number] for number in wanted]
 
     def embed(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
         """Tokens before the first block: [images, 1 + registers + patches, dim].
@@ -369,6 +387,21 @@ def check_sizes(image_size: int, patch_size: int, embed_dim: int, num_heads: int
         raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
     if rotary and embed_dim // num_heads % 4:
         raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
+
+
+def block_numbers(blocks: Sequence[int], depth: int) -> list[int]:
+    """Blocks counted from 1, of such as may be counted from the end (-1 is the last).
+
+    Raises:
+        ConfigError: there is no such block, or one is named twice.
+    """
+    numbers = [depth + 1 + block if block < 0 else block for block in blocks]
+    for block, number in zip(blocks, numbers, strict=True):
+        if not 1 <= number <= depth:
+            raise ConfigError(f"features.blocks: there is no block {block}, the backbone has {depth}")
+        if numbers.count(number) > 1:
+            raise ConfigError(f"features.blocks: block {number} is named twice")
+    return numbers
 
 
 def rotated(x: Tensor, rotation: Rotation) -> Tensor:

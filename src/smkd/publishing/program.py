@@ -23,12 +23,12 @@ from smkd import __version__
 from smkd.data.color import normalize
 from smkd.data.datasets import configured_spec
 from smkd.errors import CheckpointError, ConfigError
-from smkd.models.vit import Tokens, VisionTransformer
+from smkd.models.vit import Tokens, VisionTransformer, block_numbers
 from smkd.publishing.backbone import PublishedBackbone
 from smkd.publishing.place import NOTE, PRODUCER
 
 Pool = Callable[[list[Tokens]], Tensor]
-"""Features [images, dim] from the tokens of the last blocks."""
+"""Features [images, dim] from the tokens of the configured blocks."""
 INPUT, OUTPUTS = "images", ("features", "cls", "patch_tokens")
 BATCHES = (1, 3, 8)
 """Numbers of images with which a program is checked."""
@@ -42,7 +42,7 @@ class FeatureGraph(nn.Module):
 
     Args:
         release: the backbone, and how images are normalised.
-        pool: what makes features of the tokens of the last `config.features.blocks` blocks.
+        pool: what makes features of the tokens of `config.features.blocks`.
         any_size: interpolate positions in the program, for sizes that are not known yet.
     """
 
@@ -50,7 +50,7 @@ class FeatureGraph(nn.Module):
         super().__init__()
         spec = configured_spec(release.config.data)
         self.mean, self.std = spec.mean, spec.std
-        self.blocks, self.pool = release.config.features.blocks, pool
+        self.blocks, self.pool = feature_blocks(release), pool
         self.backbone = any_size_backbone(release) if any_size else release.backbone
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,8 +62,16 @@ class FeatureGraph(nn.Module):
         Returns:
             [images, dim], [images, embed_dim] and [images, patches, embed_dim], float32.
         """
-        blocks = self.backbone.last_blocks(normalize(images.float() / 255, self.mean, self.std), self.blocks)
-        return self.pool(blocks), blocks[-1].cls, blocks[-1].patches
+        last = len(self.backbone.blocks)
+        asked = [*self.blocks, *[last] * (last not in self.blocks)]
+        found = self.backbone.last_blocks(normalize(images.float() / 255, self.mean, self.std), asked)
+        end = found[asked.index(last)]
+        return self.pool(found[: len(self.blocks)]), end.cls, end.patches
+
+
+def feature_blocks(release: PublishedBackbone) -> list[int]:
+    """Blocks of the features, counted from 1."""
+    return block_numbers(release.config.features.blocks, len(release.backbone.blocks))
 
 
 class AnySizeVisionTransformer(VisionTransformer):
@@ -170,7 +178,7 @@ def about(release: PublishedBackbone, *, dynamic_size: bool) -> dict[str, Any]:
         "outputs": f"{', '.join(OUTPUTS)}: float32",
         "resize": protocol.resize, "crop": protocol.crop, "interpolation": "bicubic",
         "patch_size": release.config.model.patch_size, "mean": list(spec.mean), "std": list(spec.std),
-        "features": list(release.config.features.parts), "feature_blocks": release.config.features.blocks,
+        "features": list(release.config.features.parts), "feature_blocks": feature_blocks(release),
         **release.about.model_dump(mode="json"),
     }  # fmt: skip
 

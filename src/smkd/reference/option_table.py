@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from smkd.config.schema import MOST_BLOCKS
 from smkd.errors import ConfigError
 
 DottedSettings = dict[str, Any]
@@ -57,6 +58,14 @@ def several(value: Any) -> list[float | int]:
     if isinstance(value, str) and value[:1] in ("(", "["):
         value = value.strip("()[]").replace(",", " ").split()
     return [number(item) for item in (value if isinstance(value, list | tuple) else [value])]
+
+
+def last_blocks(value: Any) -> list[int]:
+    """Block numbers of so many last blocks."""
+    count = number(value)
+    if not isinstance(count, int) or not 1 <= count <= MOST_BLOCKS:
+        raise ConfigError(f"'{value}' is not 1 to {MOST_BLOCKS} blocks")
+    return list(range(-count, 0))
 
 
 def _size(value: Any) -> str:
@@ -184,7 +193,7 @@ EVALUATION_OPTIONS: dict[str, Option] = COMMON_OPTIONS | {
     "top_k": Option(1),
     "img_size_imagenet": Option(360),
     "img_resize_imagenet": Option(320),
-    "n": _given("features.blocks", default=1),
+    "n": _given("features.blocks", default=1, convert=last_blocks),
     "iter_num": Option(10_000),
     "seed": _given("evaluation.seed", default=0),
     "ckp_path": Option(""),
