@@ -77,7 +77,7 @@ NAMED = (
           "mean\n            if config.patch", ("accumulation",)),
     Named("a pass's share of one device", "objectives.passes", "total * self.devices / max(count, 1)",
           "total / max(count, 1)", ("two_processes",)),
-    Named("dropped branches without rescaling", "models.vit", "x * keep / (1 - self.rate)", "x * keep",
+    Named("dropped branches without rescaling", "models.block", "x * keep / (1 - self.rate)", "x * keep",
           ("stochastic_depth",)),
     Named("stochastic depth alike in all blocks", "models.vit", "torch.linspace(0, drop_path, depth, ",
           "torch.full((depth,), drop_path, ", ("stochastic_depth",)),

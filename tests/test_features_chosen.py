@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
 
-from classify_data import photographs, tiny_checkpoint, tiny_network
+from classify_data import tiny_checkpoint, tiny_network
+from made_images import photographs
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, open_encoder
 from smkd.classify.choose_features import choose_features, soft_right
 from smkd.classify.left_out import LeftOut, left_out

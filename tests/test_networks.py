@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from smkd.models.vit import Block, DropPath, VisionTransformer
+from smkd.models.block import Block, DropPath
+from smkd.models.vit import VisionTransformer
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from smkd.config.schema import ModelConfig
-from smkd.models.vit import Block, DropPath, VisionTransformer
+from smkd.models.block import Block, DropPath
+from smkd.models.vit import VisionTransformer
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5])

@@ -15,7 +15,7 @@ from foreign_files import State
 from smkd import api
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError
-from smkd.models.mlp import SwiGlu
+from smkd.models.block import SwiGlu
 from smkd.models.vit import VisionTransformer
 from smkd.weights.architecture import read_architecture
 from smkd.weights.load import imported

@@ -12,8 +12,9 @@ import torch
 from smkd.config.schema import HeadConfig, ModelConfig
 from smkd.errors import CheckpointError
 from smkd.files import listed
+from smkd.models.block import Block
 from smkd.models.head import ProjectionHead
-from smkd.models.vit import SIZES, Block, VisionTransformer, check_sizes
+from smkd.models.vit import SIZES, VisionTransformer, check_sizes
 from smkd.weights.attention_heads import known_heads
 from smkd.weights.rename import State
 
