@@ -10,8 +10,9 @@ from typer.testing import CliRunner
 
 import foreign_files as files
 import smkd
-from classify_data import photographs, tiny_checkpoint
+from classify_data import tiny_checkpoint
 from export_runs import KINDS, run_folder
+from made_images import photographs
 from smkd import api
 from smkd.cli import app
 from smkd.config.schema import ModelConfig

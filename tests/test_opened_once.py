@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 import foreign_files as files
 import smkd
-from classify_data import photographs
 from image_forms import FORMS
+from made_images import photographs
 from smkd.cli import app
 from smkd.config.schema import DataConfig
 from smkd.data import images as images_file
