@@ -134,7 +134,6 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
             context.Process(target=_worker, args=(config, evaluator, folder, rank, store.port, in_lines))
             for rank in range(config.devices)
         ]
-        ended: list[int | None] = []
         signals = _PassedOn(workers)
         try:
             _begin_tracker()
@@ -142,8 +141,7 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
                 for worker in workers:
                     worker.start()
             with signals:
-                while not any(ended) and None in (ended := [worker.exitcode for worker in workers]):
-                    wait([worker.sentinel for worker in workers if worker.exitcode is None])
+                ended = _first_end(workers)
                 if any(code is not None and code > SmkdError.exit_code for code in ended):
                     _join(workers)  # they stop together
         finally:
@@ -151,6 +149,17 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
         if signals.received and any(ended) and not (folder / SAID).exists():
             signal.raise_signal(signals.received)  # it ended them before their first step
         _report(ended, folder)
+
+
+def _first_end(workers: Sequence[SpawnProcess]) -> list[int | None]:
+    """Exit codes, once one of the workers has failed or all have ended; None of one that goes on."""
+    while True:
+        ended = [worker.exitcode for worker in workers]
+        # as they were a moment ago: to wait for none at all would never end
+        running = [worker.sentinel for worker, code in zip(workers, ended, strict=True) if code is None]
+        if any(ended) or not running:
+            return ended
+        wait(running)
 
 
 def _begin_tracker() -> None:
