@@ -78,9 +78,9 @@ def test_the_best_of_all_epochs_is_kept_and_measured(place: Path, tmp_path: Path
     config = loading.load_config(tmp_path / "a" / "config.yaml")
     train, test = (open_split(config.data, split) for split in ("train", "test"))
     for backbone, right in ((place / "net", adapted.before), (tmp_path / "a", adapted.after)):
-        classifier = FewShotClassifier(backbone, recipe=config, accelerator="cpu")
-        if backbone == place / "net":
-            classifier.set_params(backbone=smkd.load(backbone))
+        own = backbone == tmp_path / "a"
+        made = FewShotClassifier(backbone) if own else FewShotClassifier(smkd.load(backbone), recipe=config)
+        classifier = made.set_params(accelerator="cpu")
         classifier.fit([train.name(i) for i in range(len(train))], train.labels)
         answers = classifier.predict([test.name(i) for i in range(len(test))])
         np.testing.assert_array_equal(np.asarray(right), answers == test.labels)

@@ -96,10 +96,10 @@ def test_the_interval_of_a_paired_gain_holds_its_level() -> None:
 
 def test_patience_counts_validations_without_a_gain() -> None:
     selection = Selection(patience=2)
-    taken = [selection.take(value) for value in (30.0, None, 30.0, 31.0, 29.0)]
+    taken = [selection.take(value, step) for step, value in enumerate((30.0, None, 30.0, 31.0, 29.0))]
     assert taken == [True, False, False, True, False]
     assert (selection.best, selection.stale, selection.exhausted) == (31.0, 1, False)
-    selection.take(31.0)
+    selection.take(31.0, 5)
     assert selection.exhausted
     endless = Selection(stale=99)
     assert not endless.exhausted

@@ -96,7 +96,7 @@ def test_time(finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
             saved.append((state["step"], state["step_in_epoch"]))
         real(state, path)
 
-    monkeypatch.setattr(checkpoint, "save", save)
+    monkeypatch.setattr(checkpoint, "save_checkpoint", save)
     # each step, and each epoch once it is closed
     everything = [(1, 1), (2, 2), (3, 3), (3, 0), (4, 1), (5, 2), (6, 3), (6, 0)]
     for _ in everything[:-1]:

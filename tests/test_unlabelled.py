@@ -94,7 +94,7 @@ def test_phase_1_takes_all_images_of_too_few_folders_to_be_split(
     assert f"{count} images without classes" in shown
     assert (run / "checkpoints" / "last.pt").is_file()
     with pytest.raises(DataError, match="splitting by class needs at least 3"):
-        pretrained(root, "objective.labels=true")
+        pretrained(root, "objective.labels=true", "overwrite=true")
     assert len(open_split(DataConfig(root=root / folders[0].split("/")[0]), "train", labelled=False)) < count
 
 

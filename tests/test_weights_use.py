@@ -25,7 +25,7 @@ from smkd.cli import weights as verbs
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, SmkdError
 from smkd.models.vit import VisionTransformer, resized_positions
-from smkd.weights import fetch
+from smkd.weights import catalogue, fetch
 
 QUICK = ("data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.lr=1e-12", "optim.lr_end=0",
          "optim.warmup_epochs=0", "optim.teacher_momentum=1.0", "accelerator=cpu",
@@ -224,7 +224,7 @@ def test_a_cut_download_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         serving.shutdown()
     assert asked == [None, "bytes=20000-"]
     assert [file.read_bytes() for file in found] == [content]
-    assert list(fetch.cache_folder().iterdir()) == list(found)
+    assert list(catalogue.weights_folder().iterdir()) == list(found)
 
 
 def test_wrong_urls(tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch) -> None:
