@@ -154,7 +154,7 @@ def test_downloads_lie_beside_the_folder(tmp_path: Path, small: Small, monkeypat
     def fetch(download: Download, folder: Path, _: object) -> Path:
         return Path(shutil.copy(made, folder / download.name))
 
-    monkeypatch.setattr(command, "fetch", fetch)
+    monkeypatch.setattr(command, "fetch_file", fetch)
     for name in ("cifar-fs", "fc100"):
         small(name, 6)
         prepared(tmp_path / name, name, "--processes", "1")

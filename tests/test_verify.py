@@ -322,12 +322,12 @@ def test_files_that_are_not_as_prepared_are_named(root: Path) -> None:
 def test_a_killed_verify_leaves_no_process(root: Path) -> None:
     code = (
         "import sys, time\n"
-        "from smkd.data import scan\n"
+        "from smkd.data import inspect\n"
         "from smkd.data.sources import open_dataset\n"
-        "scan.CHUNK, look = 1, scan.look\n"
+        "inspect.SCANNED_AT_ONCE = 1\n"
         "def slow(*args):\n    print('looking', flush=True)\n    time.sleep(60)\n"
-        "scan.look = slow\n"
-        "scan.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
+        "inspect.look = slow\n"
+        "inspect.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE)
     assert process.stdout is not None
