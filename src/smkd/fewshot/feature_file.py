@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import shutil
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -270,8 +270,6 @@ def _check_stored(dataset: Any, path: Path, rows: int) -> None:
     wanted = rows * math.prod(dataset.shape[1:]) * dataset.dtype.itemsize
     if wanted and not stored:
         raise DataError(f"'{path}': {name} is {shape_in_words(dataset)}, but no number of it was ever written")
-    if dataset.chunks is not None:
-        _check_chunks(dataset, path, rows)
     # a chunk is read whole
     chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
     most = stored if dataset.chunks is None else max(SMALL, MOST_RATIO * stored)
@@ -279,22 +277,23 @@ def _check_stored(dataset: Any, path: Path, rows: int) -> None:
         raise DataError(
             f"cannot read '{path}': {name} claims {max(wanted, chunk):,} bytes, of which the file holds {stored:,}"
         )
+    if dataset.chunks is not None:
+        _check_chunks(dataset, path, rows)
 
 
 def _check_chunks(dataset: Any, path: Path, rows: int) -> None:
     """Refuse rows of which a chunk was never written: they would be read as zeros."""
-    lengths, identifier = dataset.chunks, dataset.id
-    # of the rows that count, so many chunks lie in each direction
-    sides = [-(-size // length) for size, length in zip((rows, *dataset.shape[1:]), lengths, strict=True)]
-    starts = (identifier.get_chunk_info(number).chunk_offset for number in range(identifier.get_num_chunks()))
-    written = Counter(start[0] // lengths[0] for start in starts)
-    missing = next((place for place in range(sides[0]) if written[place] < math.prod(sides[1:])), None)
-    if missing is not None:
-        first, last = missing * lengths[0], min(rows, (missing + 1) * lengths[0]) - 1
-        raise DataError(
-            f"'{path}': rows {first} to {last} of {dataset.name.strip('/')} were never written in whole; make the file "
-            "again"
-        )
+    all_chunks = math.prod(-(-size // length) for size, length in zip(dataset.shape, dataset.chunks, strict=True))
+    if dataset.id.get_num_chunks() == all_chunks:
+        return
+    sides = (range(0, size, length) for size, length in zip((rows, *dataset.shape[1:]), dataset.chunks, strict=True))
+    for place in itertools.product(*sides):
+        if not dataset.id.get_chunk_info_by_coord(place).size:
+            last = min(rows, place[0] + dataset.chunks[0]) - 1
+            name = dataset.name.strip("/")
+            raise DataError(
+                f"'{path}': rows {place[0]} to {last} of {name} were never written in whole; make the file again"
+            )
 
 
 def _mapped(path: Path, features: Any, count: int) -> NDArray[np.float32]:
