@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+from smkd import api
 from smkd.engine.launch import _first_end
+from smkd.engine.step import Learner
+from smkd.engine.train import train
 
 
 class Ending:
@@ -30,3 +38,22 @@ def test_all_may_end_between_two_looks() -> None:
 def test_one_that_failed_ends_the_wait() -> None:
     workers: list[Any] = [Ending(None), Ending(2)]
     assert _first_end(workers) == [None, 2]
+
+
+def test_networks_are_gone_when_training_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for the garbage collector: a wrapper that outlives its process group may abort the process."""
+    made, create = [], Learner.create
+
+    def noted(*args: Any) -> Learner:
+        learner = create(*args)
+        made.append(weakref.ref(learner))
+        return learner
+
+    monkeypatch.setattr(Learner, "create", noted)
+    words = ["epochs=1", "batch_size=8", "data.limit_per_class=1", "validation.every=0", f"out={tmp_path / 'run'}"]
+    gc.disable()
+    try:
+        train(api.resolve("debug-pretrain", words))
+        assert [reference() for reference in made] == [None]
+    finally:
+        gc.enable()

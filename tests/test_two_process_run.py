@@ -47,7 +47,6 @@ def work(rank: int, port: int, folder: str) -> None:
     Learner.step = step  # type: ignore[method-assign]
     train(api.resolve("debug-pretrain", [f"out={folder}/run", *WORDS]))
     (Path(folder) / f"{rank}.json").write_text(json.dumps(seen))
-    os._exit(0)  # a thread of PyTorch's may abort an interpreter that ends, after all is done
 
 
 @pytest.fixture(scope="module")

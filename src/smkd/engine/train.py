@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
 from smkd import __version__, distributed
@@ -133,7 +134,9 @@ class Run:
         self.epoch = self.done = self.logged = 0
         self.selection = Selection(config.validation.patience)
         halvings = HALVINGS if self.learner.scaler.is_enabled() else 0
-        self.guard = Guard(config.guard.max_skips + halvings, self._images_of)
+        self.guard = Guard(
+            config.guard.max_skips + halvings, _images_of(self.images.labels, config, self.sampler.steps)
+        )
         self.watch = Watch(config.save_minutes, config.max_hours)
         self._take_weights()
 
@@ -331,15 +334,6 @@ class Run:
         distributed.barrier()
         self.watch.saved()
 
-    def _images_of(self, step: int) -> list[int]:
-        """Numbers of the images of a step, over all processes."""
-        epoch, within = divmod(step, self.sampler.steps)
-        whole = EpochSampler(
-            self.images.labels, self.config.batch_size, self.config.seed, balanced=self.config.data.sampler
-        )
-        whole.set_epoch(epoch, start=within)
-        return [item[1] for item in next(iter(whole))]
-
     def _stopped(self, code: int) -> Stopped:
         return stopped(code, f"step {self.step} of {self.config.epochs * self.sampler.steps}")
 
@@ -376,6 +370,18 @@ def _in_groups(batches: Iterator[Batch], size: int) -> Iterator[list[Batch]]:
 def _progress(chunks: Iterable[Any], title: str, total: int) -> Iterable[Any]:
     """A bar on the console while the cache is made; whichever process makes it."""
     return track(chunks, title, total, console=console, disable=not console.is_terminal, transient=True)
+
+
+def _images_of(labels: NDArray[np.int64], config: RunConfig, steps: int) -> Callable[[int], list[int]]:
+    """From a step to the numbers of its images, over all processes. It holds no run, which would hold it in turn."""
+
+    def numbers(step: int) -> list[int]:
+        epoch, within = divmod(step, steps)
+        whole = EpochSampler(labels, config.batch_size, config.seed, balanced=config.data.sampler)
+        whole.set_epoch(epoch, start=within)
+        return [item[1] for item in next(iter(whole))]
+
+    return numbers
 
 
 def _seed_device(seed: int, step: int) -> None:
