@@ -294,7 +294,7 @@ def _pytest(folder: Path, tests: tuple[str, ...]) -> None:
 
         if not Path(smkd.__file__).is_relative_to(folder):
             os._exit(ELSEWHERE)
-    except Exception:
+    except Exception:  # a mutant may fail at import in any way, which counts as noticed
         os._exit(INTERRUPTED)
     files = [f"tests/test_{name}.py" for name in tests]
     os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *files])))

@@ -227,6 +227,6 @@ def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: 
         said = f"{error.exit_code}\n{error}"
         (folder / SAID).write_text(said, encoding="utf-8", errors="backslashreplace")
         sys.exit(error.exit_code)
-    except Exception:
+    except Exception:  # a mistake of this package: the parent raises its last line, with the traceback behind it
         (folder / f"{rank}.trace").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         sys.exit(1)
