@@ -56,7 +56,7 @@ def expanded(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None = None) -> Iterator[Path]:
+def written_aside(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """A temporary place to write a file or folder: at the end it is renamed to `path`; after an error it is removed.
 
     The place has a name that no other process has, in the folder of `path`, which is made if need be. What is there
@@ -67,8 +67,6 @@ def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None 
     Args:
         path: file or folder to write.
         folder: an empty folder is made; else an empty file.
-        unsynced_in: folder for what is aside, where the caller writes thousands of small files, keeps account of
-            which are whole and clears the folder: nothing is synced.
 
     Raises:
         OSError: it cannot be written, or may not be; most causes are found before the block begins.
@@ -85,9 +83,8 @@ def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None 
     if there is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     target.parent.mkdir(parents=True, exist_ok=True)
-    if unsynced_in is None:
-        _remove_left(target)
-    aside = (unsynced_in or target.parent) / f"{_beginning(target)}{secrets.token_hex(6)}{PARTIAL}"
+    _remove_left(target)
+    aside = target.parent / f"{_beginning(target)}{secrets.token_hex(6)}{PARTIAL}"
     try:
         if folder:
             aside.mkdir()
@@ -96,13 +93,30 @@ def written_aside(path: Path, *, folder: bool = False, unsynced_in: Path | None 
             if there is not None:
                 shutil.copymode(target, aside)
         yield aside
-        if unsynced_in is None:
-            _sync(aside)
+        _sync(aside)
         _put(aside, target)
-        if unsynced_in is None:
-            _sync_folder(target if folder else target.parent)
+        _sync_folder(target if folder else target.parent)
     finally:
         _remove(aside)
+
+
+def write_small(path: str, data: bytes, place: str) -> None:
+    """Write one of thousands of small files aside and rename it; nothing is synced.
+
+    For a caller who keeps account of which files are whole.
+
+    Args:
+        path: file to write; its folder exists.
+        data: its content.
+        place: folder for what is aside, on the same disk, which the caller clears.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    aside = f"{place}/{os.getpid()}{PARTIAL}"
+    with open(aside, "wb") as file:
+        file.write(data)
+    os.replace(aside, path)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from PIL import Image
 
 from smkd.data.decoding import decode, read_file
 from smkd.errors import DataError
-from smkd.files import written_aside
+from smkd.files import write_small
 
 WORK_FOLDER = ".prepare"
 JPEG_QUALITY = 95
@@ -91,6 +91,8 @@ def write_items(out: str, writing: Writing, items: Sequence[Item]) -> list[Recor
         DataError: a source is gone, cut short, or no image.
         OSError: the disk is full, or may not be written.
     """
+    for folder in {item.target.rpartition("/")[0] for item in items}:
+        Path(out, folder).mkdir(parents=True, exist_ok=True)
     return [_write(out, writing, item) for item in items]
 
 
@@ -100,8 +102,7 @@ def _write(out: str, writing: Writing, item: Item) -> Record:
     if writing.link and isinstance(source, FileRange):
         _link(Path(source.path), Path(target))
     else:
-        with written_aside(Path(target), unsynced_in=Path(out, WORK_FOLDER)) as aside:
-            aside.write_bytes(data)
+        write_small(target, data, f"{out}/{WORK_FOLDER}")
     return item.target, len(data), hashlib.sha256(data).hexdigest()
 
 
@@ -134,7 +135,6 @@ def _encoded(image: Image.Image, kind: str) -> bytes:
 
 
 def _link(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)
