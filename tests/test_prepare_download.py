@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from smkd.errors import DataError
-from smkd.prepare.download import fetch_file
 from smkd.prepare.registry import Download
+from smkd.prepare.run import fetch_file
 
 CONTENT = bytes(range(256)) * 4000
 

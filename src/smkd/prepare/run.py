@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from smkd.errors import DataError
-from smkd.files import cores, expanded
+from smkd.download import OnBytes, download
+from smkd.errors import ChecksumError, DataError, DownloadError
+from smkd.files import cores, expanded, explained
 from smkd.prepare.archives import reading
 from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats
 from smkd.prepare.cifar import plan_cifar
-from smkd.prepare.download import fetch_file
 from smkd.prepare.imagenet import known_pairs, open_ilsvrc, plan_mini, plan_tiered, read_lists
 from smkd.prepare.manifest import Identity, manifest_hash
 from smkd.prepare.mini_copies import find_copy, plan_folders, plan_pickles
 from smkd.prepare.omniglot import plan_omniglot
-from smkd.prepare.registry import Benchmark, benchmark, ilsvrc_counts
+from smkd.prepare.registry import Benchmark, Download, benchmark, ilsvrc_counts
 from smkd.processes import allowed
 from smkd.progress import OnProgress
 
@@ -161,8 +161,8 @@ def _plan(request: PrepareRequest, facts: Benchmark, archives: tuple[Path, ...],
     folder = request.lists
     if folder is None:
         folder = _beside(request.out) / "mini-imagenet-lists"
-        for download in facts.downloads:
-            fetch_file(download, folder, partial(on_progress, download.name))
+        for file in facts.downloads:
+            fetch_file(file, folder, partial(on_progress, file.name))
     return plan_mini(ilsvrc, entries, read_lists(folder, entries), ilsvrc_counts(), size, known_pairs())
 
 
@@ -173,6 +173,35 @@ def _download(facts: Benchmark, out: Path, on_progress: OnProgress) -> tuple[Pat
 def _beside(out: Path) -> Path:
     """Where downloads stay: next to the prepared folder, so that CIFAR-FS and FC100 share one."""
     return out.absolute().parent
+
+
+def fetch_file(wanted: Download, folder: Path, on_progress: OnBytes, *, pause: float = 1.0) -> Path:
+    """An archive, downloaded into `folder` unless it is there already; see `smkd.download.download`.
+
+    Args:
+        wanted: what to fetch.
+        folder: where it goes; made if need be.
+        on_progress: told of the bytes.
+        pause: seconds before connecting again, doubled each time.
+
+    Raises:
+        DataError: not found, unreachable, a redirect without end, a full disk, or a wrong checksum (the file is then
+            kept aside).
+    """
+    target = folder / wanted.name
+    try:
+        with explained(folder, DataError, advice="the same command goes on from there"):
+            download(wanted.url, target, wanted.digest, on_progress, pause=pause)
+    except ChecksumError as error:
+        raise DataError(
+            f"'{wanted.name}' from {wanted.url} {error}; try again, or fetch it by hand from {wanted.page}"
+        ) from error
+    except DownloadError as error:
+        raise DataError(
+            f"cannot download {wanted.url}: {error}; fetch '{wanted.name}' by hand from {wanted.page} and give it with "
+            f"{wanted.option}"
+        ) from error
+    return target
 
 
 def _mark(archive: Path) -> str:
