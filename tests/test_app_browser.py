@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterator
@@ -60,6 +61,8 @@ def address(place: Path) -> Iterator[str]:
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_for(address, process)
+            with pytest.raises(urllib.error.HTTPError, match="400"):  # another page's name, made to point here
+                urllib.request.urlopen(urllib.request.Request(address, headers={"Host": "evil.example.com"}))
             yield address
         finally:
             process.terminate()

@@ -51,6 +51,34 @@ def test_what_cannot_be_served(tmp_path: Path) -> None:
     assert line.startswith(f"class '{next(folder.iterdir()).name}': ")
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1:7860", 200), ("[::1]:7860", 200), ("LOCALHOST:7860", 200), ("lab.example.org", 200),
+        ("192.168.0.7:7860", 200), ("evil.example.com:7860", 400), ("127.0.0.1.evil.example.com", 400),
+        ("localhost@evil.example.com", 400), ("[::1", 400), ("", 400),
+    ],
+)  # fmt: skip
+def test_names_of_other_hosts_are_refused(host: str, status: int) -> None:
+    """A page of the internet cannot have its own name point here (DNS rebinding)."""
+    pytest.importorskip("gradio", reason="needs the extra 'app'")
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    from smkd.app.serve import KnownHosts, host_names
+
+    page = Starlette(
+        routes=[Route("/", lambda _: PlainTextResponse("the page"))],
+        middleware=[Middleware(KnownHosts, names=host_names("Lab.example.org"))],
+    )
+    answer = TestClient(page).get("/", headers={"host": host})
+    assert answer.status_code == status
+    assert ("the page" in answer.text) == (status == 200)
+
+
 def test_events_take_turns(tmp_path: Path) -> None:
     """Each reads the state and writes it back, so that two at once would lose photographs."""
     pytest.importorskip("gradio", reason="needs the extra 'app'")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import os
 import shutil
 import signal
@@ -9,6 +11,8 @@ import socket
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from smkd.app.support import START, Support, folder_classes, taken
 from smkd.classify.encoder import Encoder
@@ -38,11 +42,58 @@ def check_port(host: str, port: int) -> None:
         raise ConfigError(f"--host {host} --port {port}: cannot be listened on: {error.strerror}") from error
 
 
+class KnownHosts:
+    """Middleware that refuses requests whose `Host` header is not a name of this machine.
+
+    Without it a page of the internet could have its own name point to this machine (DNS rebinding), and the browser
+    would let it read the answers. An IP address as the host is always right: it needs no name server.
+
+    Args:
+        app: the ASGI application that gets all other requests.
+        names: of this machine, in lower case.
+    """
+
+    def __init__(self, app: Any, names: frozenset[str]) -> None:
+        self.app, self.names = app, names
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or answer it with status 400."""
+        if scope["type"] in ("http", "websocket") and not self._is_known(scope):
+            from starlette.responses import PlainTextResponse
+
+            refusal = PlainTextResponse("this name is not known here; start smkd app with --host NAME", 400)
+            await refusal(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    def _is_known(self, scope: Any) -> bool:
+        given = [value.decode("latin-1") for key, value in scope["headers"] if key == b"host"]
+        with contextlib.suppress(ValueError):  # no host, or none that is well formed
+            name = urlsplit(f"//{given[0] if len(given) == 1 else ''}").hostname or ""
+            if name in self.names:
+                return True
+            ipaddress.ip_address(name)
+            return True
+        return False
+
+
+def host_names(host: str) -> frozenset[str]:
+    """The names by which the page may be asked for.
+
+    Args:
+        host: the value of `--host`.
+    """
+    machine = socket.gethostname().lower()
+    return frozenset({"localhost", host.lower(), machine, f"{machine}.local"})
+
+
 def serve(
     encoder: Encoder, about: str, folder: Path | None, host: str, port: int, open_browser: bool,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Show the page until Ctrl+C or a request to terminate, and remove its files then.
+
+    Requests for a host that is not in `host_names` are refused.
 
     Args:
         encoder: backbone of every classifier.
@@ -62,6 +113,8 @@ def serve(
         os.environ["GRADIO_TEMP_DIR"] = name
         start = START if folder is None else _begun(encoder, folder, place)
 
+        from starlette.middleware import Middleware
+
         from smkd.app.page import CSS, THEME, build_page
 
         page = build_page(encoder, start, place, about)
@@ -70,6 +123,7 @@ def serve(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=THEME, css=CSS,
             footer_links=["settings"], run_history=False, ssr_mode=False, mcp_server=False,
             max_file_size=LARGEST_UPLOAD, show_error=True,
+            app_kwargs={"middleware": [Middleware(KnownHosts, names=host_names(host))]},
         )  # fmt: skip
 
 
