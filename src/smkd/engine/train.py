@@ -90,9 +90,9 @@ def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device)
 
 
 class Run:
-    """What a run works with, and where it stands.
+    """A training run and its state.
 
-    Making one reads everything that training needs and writes nothing; raises as `train` does.
+    The constructor reads everything that training needs and writes nothing. It raises as `train` does.
 
     Attributes:
         out: its folder.
@@ -152,7 +152,7 @@ class Run:
         return bool(validation.every) and not unlabelled
 
     def _take_weights(self) -> None:
-        """From, in this order: this run's last checkpoint, `init`, chance; phase 2 leaves nothing to chance unasked."""
+        """Load the first of: this run's last checkpoint, `init`, random weights (phase 2: only with `init=random`)."""
         if self.resumed is not None:
             state = self.resumed.state
             self._compare_data(state)
