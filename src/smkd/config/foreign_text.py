@@ -56,16 +56,28 @@ def mapping(text: str | bytes, name: str) -> dict[str, Any]:
         name: what messages call it.
 
     Raises:
-        ConfigError: it is no YAML, has no keys and values, or exceeds a limit (`value`).
+        ConfigError: it is no YAML, has no keys and values, a key is no text, or it exceeds a limit (`value`).
     """
     try:
         values = value(text)
     except YamlError as error:
         line = "" if error.line is None else f", line {error.line}"
         raise ConfigError(f"'{name}'{line} is not valid YAML: {error}") from error
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ConfigError(f"'{name}' must hold keys and values")
+    for key in _keys(values):
+        if not isinstance(key, str):
+            raise ConfigError(f"'{name}': the key {str(key)[:40]} should be text")
     return values
+
+
+def _keys(node: Any) -> Iterator[Any]:
+    """Every key of a value, at any depth."""
+    if isinstance(node, dict):
+        yield from node
+    if isinstance(node, dict | list):
+        for inner in node.values() if isinstance(node, dict) else node:
+            yield from _keys(inner)
 
 
 def value(text: str | bytes) -> Any:
