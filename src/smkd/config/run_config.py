@@ -93,7 +93,7 @@ class RunConfig(Section):
     devices: Positive = 1
     """Processes on this machine, one device each."""
     num_nodes: Positive = 1
-    """Machines; more than one needs torchrun (docs/recipes.md)."""
+    """Machines; more than one needs torchrun or SLURM (docs/scale.md)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bfloat16 where the hardware has it, else float16 on CUDA, else float32."""
     compile: bool | Literal["auto"] = "auto"
