@@ -204,6 +204,16 @@ def test_a_misspelt_name(source: str, says: str) -> None:
     assert str(error.value).endswith(says)
 
 
+def test_a_machine_without_network_says_so_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub
+) -> None:
+    """The Hub's own library would ask a name that nobody knows five times more, and write ten lines about it."""
+    monkeypatch.setattr("time.sleep", lambda _: pytest.fail("it waits"))
+    use("http://hub.invalid", tmp_path / "away", monkeypatch)
+    line = done("fit", photographs(tmp_path / "photos"), "-o", "a.smkd", code=2)
+    assert line.startswith("cannot reach the Hub for 'dinov2-small'; put http://hub.invalid/facebook/")
+
+
 def test_no_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hub: LoopbackHub) -> None:
     """One line that says what to put where; a file that is put there is taken."""
     content = next(iter(hub.files.values()))

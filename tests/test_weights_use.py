@@ -252,7 +252,7 @@ def test_hub_repositories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     asked = []
 
-    def download(repository: str, name: str, revision: str | None = None) -> str:
+    def download(repository: str, name: str, revision: str | None = None, **_: Any) -> str:
         asked.append((repository, name, revision))
         if repository == "org/away":
             raise LocalEntryNotFoundError("offline")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import warnings
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
+from urllib.request import getproxies
 
 import huggingface_hub
 from huggingface_hub import constants
@@ -137,6 +139,17 @@ def _from_hub(source: str) -> Path:
     raise CheckpointError(f"'{source}' holds no weights; looked for {', '.join(names)}; name one: {HUB}owner/name/file")
 
 
+def _is_offline() -> bool:
+    """Whether the Hub's name is not known here; its own library would ask again for half a minute."""
+    if getproxies():
+        return False
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return True
+    return False
+
+
 def _hub_file(source: str, repository: str, revision: str | None, name: str, away: str = "") -> Path | None:
     """A file of a repository, from the Hub's own cache if it is there; None if the repository has no such file.
 
@@ -149,7 +162,9 @@ def _hub_file(source: str, repository: str, revision: str | None, name: str, awa
         with warnings.catch_warnings():
             # a disk that is too small is told below
             warnings.simplefilter("ignore")
-            return Path(huggingface_hub.hf_hub_download(repository, name, revision=revision))
+            return Path(
+                huggingface_hub.hf_hub_download(repository, name, revision=revision, local_files_only=_is_offline())
+            )
     except LocalEntryNotFoundError as error:
         told = f"; {away}" if away else f", and '{name}' is not in its cache"
         raise CheckpointError(f"cannot reach the Hub for '{source}'{told}") from error
