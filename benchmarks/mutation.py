@@ -49,15 +49,20 @@ class Group:
 GROUPS = {
     "objectives": Group(
         ("objectives.cls", "objectives.patch_entropy", "objectives.patch", "objectives.objective"),
-        ("matched_entropy", "supervised_term", "golden_losses", "twins", "two_processes"), 30,
+        ("matched_entropy", "supervised_term", "golden_losses", "twins", "accumulation", "two_processes"), 30,
     ),
     "step": Group(("engine.step",), ("step_promises", "step", "golden_training", "two_processes"), 14),
-    "schedules": Group(("engine.optim",), ("properties_training", "golden_schedules"), 12),
+    "schedules": Group(
+        ("engine.optim",), ("properties_training", "golden_schedules", "step_promises", "device"), 12
+    ),
     "sampler": Group(("data.sampler",), ("properties_training", "sampling"), 14),
     "calibration": Group(
-        ("classify.left_out", "classify.known", "fewshot.intervals"), ("calibration", "intervals"), 16
+        ("classify.left_out", "classify.known", "fewshot.intervals"), ("calibration", "intervals", "left_out"), 16
     ),
-    "checkpoint": Group(("engine.checkpoint", "engine.restore"), ("checkpoint", "step_promises"), 16),
+    "checkpoint": Group(
+        ("engine.checkpoint", "engine.restore"),
+        ("checkpoint", "step_promises", "weights_heads", "guard", "checkpoints"), 16,
+    ),
 }  # fmt: skip
 
 
@@ -102,6 +107,7 @@ NAMED = (
 
 LAST_OF_TWO = "the last of two dimensions is 1"
 EQUIVALENT = {
+    ("engine.step", "assigned.append(targets.cls[0].argmax(dim=1))  # [batch]"): LAST_OF_TWO,
     ("objectives.patch_entropy", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
     ("objectives.patch_entropy", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
     ("objectives.patch_entropy", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import smkd
 from smkd.data.loader import Views
 from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
+from smkd.models.pair import Outputs
 from smkd.objectives import patch
 from smkd.objectives.passes import passes_of
 from whole_steps import ACROSS, SUBSETS, WITHIN, assert_same, config_of, learned, one_step, only, views_of
@@ -25,9 +28,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "global": {"labels": True, "pairs": "global", "patch": PATCH},
     "reference": {"labels": True, "patch": {**PATCH, "matching": "reference"}},
     "reference-mean": {"labels": True, "patch": {**PATCH, "matching": "reference", "weighting": "mean"}},
+    "of others": {"labels": True, "terms": {"squares": 0.5}},
     **{"+".join(terms): only(terms) for terms in SUBSETS},
 }
 
+
+def squares(student: Outputs, teacher: Outputs, masks: Tensor, labels: Tensor) -> tuple[Tensor, int]:
+    """A term from outside the package: the mean square of the logits."""
+    return student.cls.square().mean(), student.cls.numel()
+
+
+smkd.register_term("squares", squares)
 
 # classes that lie within the passes, which hold different numbers of pairs
 LABELS = {2: WITHIN, 4: (0, 0, 1, 1, 2, 3, 4, 4)}

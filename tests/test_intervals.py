@@ -63,6 +63,16 @@ def test_intervals_hold_the_mean_and_stay_within_bounds(counts: list[tuple[int, 
     assert more[1] - more[0] < high - low
 
 
+def test_interval_of_a_paired_gain() -> None:
+    # of 50 images 10 are gained and 2 lost: 8 / 52 -+ 1.96 sqrt(13 / 52 - (8 / 52)^2) / sqrt(52), by hand
+    first, second = (
+        np.repeat([True, False, True, False], [20, 10, 2, 18]),
+        np.repeat([True, True, False, False], [20, 10, 2, 18]),
+    )
+    gain = intervals.of_paired_gain(first, second)
+    assert tuple(gain) == pytest.approx((16.0, 2.454, 28.315), abs=2e-3)
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 def test_a_paired_gain_stays_within_bounds(pairs: list[tuple[bool, bool]]) -> None:
     first, second = (np.array(side) for side in zip(*pairs, strict=True))

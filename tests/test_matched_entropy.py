@@ -49,6 +49,16 @@ def test_value_and_gradients(
             torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
 
 
+def test_logits_far_apart_stay_finite() -> None:
+    """The softmax of the smallest is 0 then, and its logarithm infinite."""
+    embedded, weights, targets, pairs = drawn(7, 5, 6, 9)
+    embedded = (1000 * embedded).detach().requires_grad_()
+    ours = matched_entropy(embedded, weights, targets, pairs, TEMPERATURE)
+    plain = written_out(embedded, weights, targets, pairs)
+    assert plain.item() > 100
+    torch.testing.assert_close(ours, plain, rtol=1e-10, atol=1e-12)
+
+
 def test_no_more_than_so_many_logits_are_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch_entropy, "ELEMENTS_AT_ONCE", {"cpu": 50, "cuda": 50})
     taken: list[int] = []

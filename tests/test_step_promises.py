@@ -17,7 +17,7 @@ from smkd.data.loader import MultiCropDataset, Views, batches, make_loader
 from smkd.data.sampler import EpochSampler
 from smkd.engine import checkpoint
 from smkd.engine.bench import synthetic_views
-from smkd.engine.optim import Rates, rates_at
+from smkd.engine.optim import Rates, make_optimizer, rates_at, set_rates
 from smkd.engine.restore import restore
 from smkd.engine.step import Learner
 
@@ -72,6 +72,24 @@ def test_gradients_are_clipped_and_the_last_layer_is_frozen() -> None:
     learner.step([views], rates_at(config, 1, 1))
     after = dict(learner.pair.student.named_parameters())
     assert any("last_layer" in name and not torch.equal(after[name], start) for name, start in before.items())
+
+
+def test_a_new_optimiser_moves_nothing_and_rates_decay_the_first_group_alone() -> None:
+    model = torch.nn.Linear(3, 2)
+    optimiser = make_optimizer(model, CPU)
+    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(0, 0), (0, 0)]
+    set_rates(optimiser, 0.1, 0.5)
+    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(0.1, 0.5), (0.1, 0)]
+    assert [[p.ndim for p in group["params"]] for group in optimiser.param_groups] == [[2], [1]]
+
+
+def test_prototypes_are_assigned_by_the_teacher_and_the_first_view() -> None:
+    config = made()
+    views, learner = synthetic_views(config, CPU), Learner.create(config, 4, CPU, None)
+    with torch.no_grad():
+        of_views = [learner.pair.teacher_outputs(views.global_views).cls[view].argmax(dim=1) for view in (0, 1)]
+    assert not torch.equal(*of_views)
+    assert torch.equal(learner.step([views], rates_at(config, 0, 1)).assigned, of_views[0])
 
 
 # ---- masks

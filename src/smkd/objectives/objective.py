@@ -149,7 +149,7 @@ class Objective(nn.Module):
         attention = teacher.attention if config.weighting == "attention" else None
         pairs = this.pairs(own=own)
         matches = patch.no_matches(student.tokens.device)
-        if views > 1 and bool(pairs.any()):
+        if bool(pairs.any()):
             matches = self.match(student.tokens, teacher.tokens, pairs, attention)
         targets = self._targets(teacher.patches.embedded, teacher.patches.prototypes, temperature)
         entropy = self._entropy(student.patches, targets, matches)
