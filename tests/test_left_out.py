@@ -18,7 +18,7 @@ from smkd.classify.left_out import LeftOutAccuracy, left_out
 from smkd.errors import CheckpointError
 from smkd.fewshot.heads import make_head
 
-SIZES = (6, 31, 12, 1, 3)
+SIZES = (6, 31, 12, 1, 2)
 X, Y = blobs(SIZES, noise=1.6)
 NAMES = np.unique(Y)
 

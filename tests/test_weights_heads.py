@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 import foreign_files as files
+from classify_data import tiny_checkpoint
 from smkd import api
 from smkd.classify import FewShotClassifier, open_encoder
 from smkd.cli import classify, fewshot, training, weights
@@ -134,6 +135,13 @@ def test_heads_may_be_said_wherever_weights_are_taken(tmp_path: Path) -> None:
         api.load(written, heads=4)
     with pytest.raises(SmkdError, match="is a feature file: --heads 4 cannot be changed"):
         api.open_features(tmp_path / "a.h5", heads=4)
+
+
+def test_a_run_knows_its_heads(tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "a.pt")
+    assert open_checkpoint(path, heads=2)[1] == path
+    with pytest.raises(CheckpointError, match="is of smkd and has 2 heads, not 4"):
+        open_checkpoint(path, heads=4)
 
 
 def test_a_run_says_its_heads_by_its_settings(tmp_path: Path) -> None:
