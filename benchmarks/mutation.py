@@ -335,7 +335,11 @@ def chosen(groups: list[str], seed: int, everything: bool) -> list[Mutant]:
         keys = [(mutant.module, changed_line(mutant)) for mutant in candidates]
         listed -= set(keys)
         if name in groups:
-            rest = [mutant for mutant, key in zip(candidates, keys, strict=True) if key not in EQUIVALENT]
+            named_ones = {(mutant.module, mutant.source) for mutant in mutants}
+            rest = [
+                mutant for mutant, key in zip(candidates, keys, strict=True)
+                if key not in EQUIVALENT and (mutant.module, mutant.source) not in named_ones
+            ]  # fmt: skip
             count = len(rest) if everything else min(group.count, len(rest))
             mutants += random.Random(f"{seed} {name}").sample(rest, count)
     errors += [f"listed as equivalent, but no longer a mutant: smkd.{module}: {line}" for module, line in listed]

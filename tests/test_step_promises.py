@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +75,47 @@ def test_gradients_are_clipped_and_the_last_layer_is_frozen() -> None:
     assert any("last_layer" in name and not torch.equal(after[name], start) for name, start in before.items())
 
 
-def test_a_new_optimiser_moves_nothing_and_rates_decay_the_first_group_alone() -> None:
-    model = torch.nn.Linear(3, 2)
-    optimiser = make_optimizer(model, CPU)
-    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(0, 0), (0, 0)]
-    set_rates(optimiser, 0.1, 0.5)
-    assert [(group["lr"], group["weight_decay"]) for group in optimiser.param_groups] == [(0.1, 0.5), (0.1, 0)]
-    assert [[p.ndim for p in group["params"]] for group in optimiser.param_groups] == [[2], [1]]
+def test_a_new_optimiser_moves_nothing_and_rates_are_set_by_group() -> None:
+    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(3, 2), "head": torch.nn.Linear(2, 4)})
+    rates = rates_at(made("optim.lr=1e-3", "optim.head_lr=4e-3"), 0, 1)
+    rates = dataclasses.replace(rates, lr=0.5, weight_decay=0.3)
+    for apart, sizes, expected in (
+        (False, [[6, 8], [2, 4]], [(0.5, 0.3), (0.5, 0)]),
+        (True, [[6], [2], [8], [4]], [(0.5, 0.3), (0.5, 0), (2.0, 0.3), (2.0, 0)]),
+    ):
+        groups = (optimiser := make_optimizer(model, CPU, apart=apart)).param_groups
+        assert [[p.numel() for p in group["params"]] for group in groups] == sizes
+        assert {(group["lr"], group["weight_decay"]) for group in groups} == {(0, 0)}
+        set_rates(optimiser, rates)
+        assert [(group["lr"], group["weight_decay"]) for group in groups] == expected
+
+
+def test_heads_have_a_rate_of_their_own() -> None:
+    """Adam's first step moves each weight by its rate, less what rounding makes of small gradients."""
+    config = made("optim.lr=1e-4", "optim.head_lr=1e-2", "optim.warmup_epochs=0", "optim.weight_decay=0")
+    learner = Learner.create(config, 4, CPU, None)
+    before = {name: p.detach().clone() for name, p in learner.pair.student.named_parameters()}
+    learner.step([synthetic_views(config, CPU)], rates_at(config, config.optim.freeze_last_layer_epochs, 1))
+    after = learner.pair.student.named_parameters()
+    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in after}
+    backbone = [far for name, far in moved.items() if name.startswith("backbone.")]
+    heads = [far for name, far in moved.items() if not name.startswith("backbone.")]
+    assert 0 < max(backbone) < 1.1e-4
+    assert max(heads) > 50 * max(backbone)
+
+
+@pytest.mark.parametrize(("first", "second"), [("null", "1e-2"), ("1e-2", "null"), ("1e-2", "2e-2")])
+def test_the_optimisers_state_follows_its_parameters_into_other_groups(tmp_path: Path, first: str, second: str) -> None:
+    before = made(f"optim.head_lr={first}")
+    old = Learner.create(before, 4, CPU, None)
+    stepped(old, before, range(2))
+    save(old, tmp_path / "a.pt")
+    new = Learner.create(made(f"optim.head_lr={second}"), 4, CPU, None)
+    restore(new, checkpoint.load_checkpoint(tmp_path / "a.pt"), optimizer=True)
+    for mine, theirs in zip(old.pair.student.parameters(), new.pair.student.parameters(), strict=True):
+        assert old.optimizer.state[mine].keys() == new.optimizer.state[theirs].keys()
+        for key, value in old.optimizer.state[mine].items():
+            assert torch.equal(value, new.optimizer.state[theirs][key])
 
 
 def test_prototypes_are_assigned_by_the_teacher_and_the_first_view() -> None:

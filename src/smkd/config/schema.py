@@ -275,6 +275,9 @@ class OptimConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate, used as given: it is not scaled with the batch size."""
     lr_end: Weight = 1e-5
+    head_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak learning rate of the projection head and the supervised classifier, which start from nothing where the
+    backbone has been trained; it follows the schedule of `lr`. null is `lr`."""
     warmup_epochs: Count = 10
     weight_decay: Weight = 0.04
     weight_decay_end: Weight = 0.4

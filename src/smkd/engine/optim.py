@@ -15,6 +15,7 @@ from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import TemperatureConfig
 from smkd.models.pair import StudentTeacher
+from smkd.weights.rename import BACKBONE
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Rates:
     cls_temperature: float
     patch_temperature: float
     last_layer_frozen: bool
+    head_factor: float = 1.0
+    """By which the learning rate of the heads is larger than `lr`."""
 
 
 def line(start: float, end: float, points: int, index: int) -> float:
@@ -64,17 +67,28 @@ def rates_at(config: RunConfig, step: int, steps_per_epoch: int) -> Rates:
         cls_temperature=teacher_temperature(objective.cls_temperature, epoch),
         patch_temperature=teacher_temperature(objective.patch_temperature, epoch, config.mask.start_epoch),
         last_layer_frozen=epoch < optim.freeze_last_layer_epochs,
+        head_factor=1.0 if optim.head_lr is None else optim.head_lr / optim.lr,
     )
 
 
-def parameter_groups(model: nn.Module) -> list[dict[str, list[nn.Parameter]]]:
-    """Two groups: decayed, and (biases and one-dimensional tensors) not decayed; frozen parameters in neither."""
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            (decayed if is_decayed(name, parameter) else plain).append(parameter)
-    return [{"params": decayed}, {"params": plain}]
+def grouped(named: Iterable[tuple[str, nn.Parameter]], *, apart: bool = False) -> list[list[tuple[str, nn.Parameter]]]:
+    """Named parameters in the optimiser's groups: decayed, and (biases and one-dimensional tensors) not decayed.
+
+    Args:
+        named: those that are trained.
+        apart: the backbone's two groups first, then two of the heads, which have a rate of their own.
+    """
+    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(4 if apart else 2)]
+    for name, parameter in named:
+        of_head = apart and not name.startswith(BACKBONE)
+        groups[2 * of_head + (not is_decayed(name, parameter))].append((name, parameter))
+    return groups
+
+
+def parameter_groups(model: nn.Module, *, apart: bool = False) -> list[dict[str, list[nn.Parameter]]]:
+    """The groups (`grouped`) of a network's parameters; frozen parameters are in none."""
+    trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
+    return [{"params": [each for _, each in group]} for group in grouped(trained, apart=apart)]
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -82,17 +96,23 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return not name.endswith(".bias") and parameter.ndim != 1
 
 
-def make_optimizer(model: nn.Module, device: torch.device) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; rates are set each step by `set_rates`."""
+def make_optimizer(model: nn.Module, device: torch.device, *, apart: bool = False) -> torch.optim.AdamW:
+    """AdamW, fused where the device has it; rates are set each step by `set_rates`.
+
+    Args:
+        model: what is trained.
+        device: of its parameters.
+        apart: the heads have a rate of their own (`grouped`).
+    """
     fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(parameter_groups(model), lr=0.0, weight_decay=0.0, fused=fused)
+    return torch.optim.AdamW(parameter_groups(model, apart=apart), lr=0.0, weight_decay=0.0, fused=fused)
 
 
-def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float) -> None:
-    """Learning rate of both groups, weight decay of the first."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    optimizer.param_groups[0]["weight_decay"] = weight_decay
+def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
+    """Learning rates of all groups, and the weight decay of those that are decayed."""
+    for number, group in enumerate(optimizer.param_groups):
+        group["lr"] = rates.lr * (rates.head_factor if number >= 2 else 1.0)
+        group["weight_decay"] = 0.0 if number % 2 else rates.weight_decay
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.checkpoint_schema import RESUMED, checked_optimizer, needed
-from smkd.engine.optim import is_decayed
+from smkd.engine.optim import grouped
 from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
@@ -110,30 +110,34 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
 def _restore_optimizer(learner: Learner, state: dict[str, Any]) -> None:
     """Load the optimiser's and the loss scaler's state; rates and the like are this run's own.
 
-    Parameters are numbered otherwise where one of the two runs trains the prototypes' norms and the other does not.
+    Parameters are numbered otherwise where one of the two runs trains the prototypes' norms, or has a rate of its own
+    for the heads, and the other does not.
     """
-    fixed = learner.config.head.fixed_norm
-    head = state.get("config", {}).get("head", {})
-    before = _trained(learner, fixed_norm=head.get("fixed_norm", fixed))
+    config, settings = learner.config, state.get("config", {})
+    fixed, apart = config.head.fixed_norm, config.optim.head_lr is not None
+    before = _trained(
+        learner, fixed_norm=settings.get("head", {}).get("fixed_norm", fixed),
+        apart=settings.get("optim", {"head_lr": config.optim.head_lr}).get("head_lr") is not None,
+    )  # fmt: skip
     parameters = dict(learner.pair.student.named_parameters())
     scaled = learner.scaler.is_enabled()
     groups = [[parameters[name] for name in group] for group in before]
     moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
     names = list(chain(*before))
-    numbers = {name: number for number, name in enumerate(chain(*_trained(learner, fixed_norm=fixed)))}
+    numbers = {name: number for number, name in enumerate(chain(*_trained(learner, fixed_norm=fixed, apart=apart)))}
     kept = {numbers[names[number]]: each for number, each in moments.items() if names[number] in numbers}
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": kept})
     if scaled and scale:  # empty where the run went on in another precision
         learner.scaler.load_state_dict(scale)
 
 
-def _trained(learner: Learner, *, fixed_norm: bool) -> list[list[str]]:
-    """Names of the parameters in the optimiser's two groups, with the prototypes' norms fixed or trained."""
-    trained = [
+def _trained(learner: Learner, *, fixed_norm: bool, apart: bool) -> list[list[str]]:
+    """Names of the parameters in the optimiser's groups (`grouped`), with the prototypes' norms fixed or trained."""
+    trained = (
         (name, parameter) for name, parameter in learner.pair.student.named_parameters()
         if (not fixed_norm if name.endswith("weight_g") else parameter.requires_grad)
-    ]  # fmt: skip
-    return [[name for name, each in trained if is_decayed(name, each) == decayed] for decayed in (True, False)]
+    )  # fmt: skip
+    return [[name for name, _ in group] for group in grouped(trained, apart=apart)]
 
 
 def backbone_of(

@@ -79,7 +79,7 @@ class Learner:
                 find_unused_parameters=pair.idle_weights,
             )
         scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-        optimizer = make_optimizer(pair.student, device)
+        optimizer = make_optimizer(pair.student, device, apart=config.optim.head_lr is not None)
         return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
 
     def step(self, views: Iterable[Views], rates: Rates, batches: Sequence[Batch | Views] | None = None) -> StepResult:
@@ -100,7 +100,7 @@ class Learner:
             batches = views
         labels = [each.labels for each in batches]
         centers = [center.clone() for center in self.objective.buffers()]
-        set_rates(self.optimizer, rates.lr, rates.weight_decay)
+        set_rates(self.optimizer, rates)
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         empty: dict[str, int] = {}

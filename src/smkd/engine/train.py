@@ -166,8 +166,7 @@ class Run:
                 self.done = 0
                 self.guard.pending.clear()
             if self.step:  # as the step before left them, for a save without another step
-                rates = rates_at(self.config, self.step - 1, self.sampler.steps)
-                set_rates(self.learner.optimizer, rates.lr, rates.weight_decay)
+                set_rates(self.learner.optimizer, rates_at(self.config, self.step - 1, self.sampler.steps))
             self.selection.best, self.selection.stale = float(state["best"]), int(state.get("stale", 0))
             self.selection.step = int(state.get("best_step", -1))
         elif self.config.init is None and self.config.phase == "distill":
