@@ -220,9 +220,10 @@ def test_held_out_classes_of_one_image_fall_out_and_are_named(
     labels = np.repeat(np.arange(4), [6, 1, 6, 6])
     features = Features(torch.randn(19, 4), labels, [f"test-{label}" for label in range(4)])
     measured = evaluate_features(features, config.evaluation)
-    lines = report(Adapted(tmp_path, "classes", "test", 0, measured, measured))
-    assert lines[1].startswith("3 held-out classes, 3-way 1-shot")
-    assert lines[2] == "1 of 4 classes fall out, as shot=1 and query=5 need 6 images of a class: 'test-1' (1)"
+    lines = report(Adapted(tmp_path, "classes", "test", 0, "12:cls", measured, measured))
+    assert lines[1] == "features: 12:cls"
+    assert lines[2].startswith("3 held-out classes, 3-way 1-shot")
+    assert lines[3] == "1 of 4 classes fall out, as shot=1 and query=5 need 6 images of a class: 'test-1' (1)"
 
 
 def test_the_command_says_whether_it_helped(place: Path, tmp_path: Path) -> None:
@@ -259,6 +260,61 @@ def test_wrong_settings_are_one_line(
         run(place, tmp_path / "a", *words)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "a").exists()
+
+
+def test_blocks_behind_those_that_are_read_are_left_out(place: Path, tmp_path: Path) -> None:
+    """Training reads the block that is measured; the run has no other behind it, and goes on as it began."""
+    words = ("features.blocks=1", "epochs=1")
+    adapted = run(place, tmp_path / "a", *words)
+    assert adapted.features == "1:cls+weighted_mean"
+    state = checkpoint.load_checkpoint(tmp_path / "a" / "checkpoints" / "last.pt")
+    assert not [name for name in state["teacher"] if name.startswith("backbone.blocks.1.")]
+    assert len(smkd.load(tmp_path / "a").blocks) == 1
+    whole, cut = tiny_network(), smkd.load(tmp_path / "a" / "checkpoints" / "last.pt")
+    assert cut.config.depth == 1
+    assert whole.config.embed_dim in (None, cut.embed_dim)
+    again = run(place, tmp_path / "a", *words)
+    np.testing.assert_array_equal(np.asarray(again.after), np.asarray(adapted.after))
+    # from a run of ours, too, whose head stays
+    second = adapt(place / "few", tmp_path / "b", place_of_run(tmp_path), [*QUICK, *words])
+    assert len(smkd.load(second.run).blocks) == 1
+
+
+def place_of_run(folder: Path) -> Path:
+    return smkd.pretrain(
+        smkd.resolve("debug-pretrain", [f"out={folder / 'first'}", "epochs=1", "data.limit_per_class=4",
+                                        "validation.every=0", "accelerator=cpu"])
+    )  # fmt: skip
+
+
+def test_the_best_block_is_read_and_no_other_without_a_reason(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last block is spoiled, so block 1 does better; a network whose blocks are alike keeps its own features."""
+    network = tiny_network()
+    with torch.no_grad():
+        network.blocks[1].mlp.fc2.weight.normal_(std=30.0)
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
+    words = ["validation.episodes=200", "evaluation.episodes=50"]
+    config, _ = planned(place / "many", tmp_path / "a", tmp_path / "model.pt", words)
+    assert set(config.features.blocks) == {1}
+    assert config.model.depth == 1
+    monkeypatch.setattr("smkd.adaptation.best_features", lambda *_, **__: pytest.fail("it measures again"))
+    assert (
+        planned(place / "many", tmp_path / "a", tmp_path / "model.pt", [*words, "features.blocks=2"])[0].model.depth
+        is None
+    )
+
+
+def test_large_networks_take_small_steps_and_their_new_heads_large_ones(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0].optim
+    assert (small.lr, small.head_lr, small.weight_decay_end) == (3e-3, None, 0.4)
+    monkeypatch.setattr("smkd.adaptation.SMALL", 32)
+    large = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0].optim
+    assert (large.lr, large.lr_end, large.head_lr, large.weight_decay_end) == (2.4e-4, 1.2e-4, 1e-3, 0.04)
 
 
 def test_too_little_is_one_line(place: Path, tmp_path: Path) -> None:

@@ -17,13 +17,22 @@ from smkd.data.datasets import configured_spec, open_source, open_split
 from smkd.data.images import Images
 from smkd.data.opened import opened_once
 from smkd.device import pick_device
-from smkd.engine import checkpoint
+from smkd.engine import checkpoint, run_folder
 from smkd.engine.launch import launch
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
-from smkd.fewshot.validation import FewShotValidation, HeldOutImages, Verdicts, backbone_features, verdicts
+from smkd.fewshot.candidates import written
+from smkd.fewshot.validation import (
+    FewShotValidation,
+    HeldOutImages,
+    Verdicts,
+    backbone_features,
+    best_features,
+    verdicts,
+)
 from smkd.files import listed
+from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.weights.architecture import Architecture
 from smkd.weights.load import MARK
 
@@ -36,8 +45,13 @@ PER_CLASS, SMALLEST_BATCH = 4, 16
 STEPS = 300
 """Few images are seen in more epochs, until there are so many steps."""
 VALIDATIONS = 10
-LR_WIDTH = 0.096
-"""Learning rate times channels: wider networks take smaller steps (Yang et al., NeurIPS 2021)."""
+SMALL = 192
+"""Networks of fewer channels are small: they were measured apart."""
+LR_SMALL, LR_LARGE = 0.096, 0.00768
+"""Learning rate times channels: wider networks take smaller steps (Yang et al., NeurIPS 2021), and large ones, which
+have been trained on many images, much smaller ones."""
+HEAD_LR = 1e-3
+"""Of the heads of a large network, which start from nothing."""
 HeldOut = Literal["classes", "images"]
 SettingValues = Mapping[str, Any]
 
@@ -51,6 +65,7 @@ class Adapted:
         held_out: classes never seen in training, or other images of the training classes.
         split: the part that was measured: 'test', or without a test 'val', which also selected the checkpoint.
         epoch: epoch of the best checkpoint; 0 is the unchanged backbone.
+        features: blocks and parts that were read, before and after (`smkd.fewshot.candidates.written`).
         before, after: results of the unchanged backbone and of the best checkpoint. For held-out classes these are
             few-shot accuracies of the same episodes, one per number of shots; for held-out images bool [images],
             True where the answer is right.
@@ -60,6 +75,7 @@ class Adapted:
     held_out: HeldOut
     split: str
     epoch: int
+    features: str
     before: list[Result] | Verdicts
     after: list[Result] | Verdicts
 
@@ -87,6 +103,7 @@ def adapt(
     best = checkpoint.find_checkpoint(run)
     return Adapted(
         run, held_out, config.evaluation.split, int(checkpoint.load_checkpoint(best)["epoch"]),
+        written(config.features),
         _measured(backbone, config, held_out), _measured(best, config, held_out),
     )  # fmt: skip
 
@@ -122,9 +139,10 @@ def planned(
         for group, part in (("validation", "val"), ("evaluation", config.evaluation.split))
         for key, value in _protocol(open_split(config.data, part), part, held_out).items()
     }
-    return loading.resolve(
-        RECIPE, [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words], typed=settings
-    ), held_out
+    words = [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words]
+    config = loading.resolve(RECIPE, words, typed=settings)
+    words = [*words, *_words(_read(backbone, config, held_out, keys))]
+    return loading.resolve(RECIPE, words, typed=settings), held_out
 
 
 def _check_settings(settings: Iterable[str]) -> None:
@@ -214,6 +232,25 @@ def _sampler(train: Images, config: RunConfig) -> dict[str, int]:
     return {"classes": classes, "per_class": min(wanted, len(train) // total)}
 
 
+def _read(backbone: str | Path, config: RunConfig, held_out: HeldOut, keys: Set[str]) -> SettingValues:
+    """Which features are read, and how many blocks the run has: those up to the deepest that is read.
+
+    What is typed stays; a run that has begun goes on with its own; else what does best in validation is taken.
+    """
+    begun = run_folder.run_path(config) / "config.yaml"
+    if begun.is_file() and not config.overwrite:
+        own = loading.load_config(begun)
+        return {"features": own.features.model_dump(mode="json"), "model.depth": own.model.depth}
+    features, depth = config.features, Architecture.of(config.model).depth
+    if {"features", "features.blocks", "features.parts"}.isdisjoint(keys):
+        network = _opened(backbone, config)
+        device = next(network.parameters()).device
+        features, depth = best_features(network, config, device, by_class=held_out == "classes"), len(network.blocks)
+    deepest = max(block_numbers(features.blocks, depth))
+    shorter = {"model.depth": deepest} if deepest < depth and "model.depth" not in keys else {}
+    return {"features": features.model_dump(mode="json"), **shorter}
+
+
 def _schedule(steps: int, epochs: int) -> SettingValues:
     # the teacher averages over a tenth of the run
     momentum = 1 - 10 / steps
@@ -224,7 +261,14 @@ def _schedule(steps: int, epochs: int) -> SettingValues:
 
 
 def _rate(config: RunConfig) -> SettingValues:
-    return {"optim.lr": round(LR_WIDTH / Architecture.of(config.model).embed_dim, 6)}
+    channels = Architecture.of(config.model).embed_dim
+    if channels < SMALL:
+        return {"optim.lr": round(LR_SMALL / channels, 6)}
+    lr = LR_LARGE / channels
+    return {
+        "optim.lr": round(lr, 8), "optim.lr_end": round(lr / 2, 8), "optim.head_lr": HEAD_LR,
+        "optim.weight_decay_end": config.optim.weight_decay,
+    }  # fmt: skip
 
 
 def _protocol(images: Images, split: str, held_out: HeldOut) -> SettingValues:
@@ -248,11 +292,16 @@ def _protocol(images: Images, split: str, held_out: HeldOut) -> SettingValues:
 
 
 def _measured(where: str | Path, config: RunConfig, held_out: HeldOut) -> list[Result] | Verdicts:
-    state, _ = open_checkpoint(where, config)
-    device = pick_device(config.accelerator)
-    backbone = backbone_of(state, str(where), "teacher")[0].to(device)
+    backbone = _opened(where, config)
+    device = next(backbone.parameters()).device
     if held_out == "images":
         return verdicts(backbone, config, config.evaluation, device)
     return evaluate_features(
         backbone_features(backbone, config, config.evaluation, device).collect(), config.evaluation
     )
+
+
+def _opened(where: str | Path, config: RunConfig) -> VisionTransformer:
+    """The teacher's backbone of a checkpoint, with all its blocks, on the device of the run."""
+    state, _ = open_checkpoint(where, config)
+    return backbone_of(state, str(where), "teacher")[0].to(pick_device(config.accelerator))

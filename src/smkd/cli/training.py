@@ -110,6 +110,7 @@ def report(adapted: Adapted) -> list[str]:
         lines = [f"best: after epoch {adapted.epoch}, in {adapted.run}"]
     else:
         lines = [f"adapting did not help: the backbone as it was is the best, and is what {adapted.run} keeps"]
+    lines.append(f"features: {adapted.features}")
     lines += _classes(adapted) if adapted.held_out == "classes" else _images(adapted)
     if adapted.split == "val":
         lines.append(

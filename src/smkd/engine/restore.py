@@ -68,7 +68,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     """Load student, teacher and centres, and on request the optimiser with its loss scaler.
 
     Returns:
-        Lines about what was changed to fit, where the weights are another project's.
+        Lines about what was changed to fit.
 
     Raises:
         CheckpointError: names or shapes do not fit this configuration.
@@ -77,12 +77,14 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     parts: list[tuple[str, nn.Module]] = [
         ("student", learner.pair.student), ("teacher", learner.pair.teacher), ("objective", learner.objective)
     ]  # fmt: skip
-    lines: list[str] = []
+    state, lines = load.without_later_blocks(state, learner.config.model)
     foreign = load.MARK in state
     if foreign:
         if optimizer:
             raise CheckpointError("init_optimizer=true, but imported weights come without an optimiser's state")
-        state, lines = load.fit_to_run(state, learner.config, {name: module.state_dict() for name, module in parts})
+        own_states = {name: module.state_dict() for name, module in parts}
+        state, fitted = load.fit_to_run(state, learner.config, own_states)
+        lines += fitted
     for name, module in parts:
         own, given = module.state_dict(), state[name]
         wrong = {

@@ -5,23 +5,27 @@ For the second, the head learns once from all training images.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from smkd import distributed
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ProtocolConfig
+from smkd.config.schema import FeaturesConfig, ProtocolConfig
 from smkd.data.datasets import configured_spec, open_split, open_validation
 from smkd.data.images import Images
 from smkd.data.loader import worker_count
 from smkd.device import autocast_type
 from smkd.engine.log import console
 from smkd.errors import ConfigError, DataError
-from smkd.fewshot.accuracy import evaluate_features, shape_of
+from smkd.fewshot.accuracy import compare_results, evaluate_features, shape_of
+from smkd.fewshot.candidates import candidates, narrowed, together
 from smkd.fewshot.episodes import Members, large_enough, too_small
-from smkd.fewshot.features import Stream, backbone_stream
+from smkd.fewshot.features import Features, Stream, backbone_stream
 from smkd.fewshot.heads import make_head
+from smkd.fewshot.intervals import of_paired_gain
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.weights.architecture import Architecture
 
@@ -40,6 +44,44 @@ def backbone_features(
         resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
         autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
     )  # fmt: skip
+
+
+def best_features(
+    backbone: VisionTransformer, config: RunConfig, device: torch.device, *, by_class: bool
+) -> FeaturesConfig:
+    """The blocks and parts (`smkd.fewshot.candidates`) that do best in validation, from one pass.
+
+    Others than the configured ones are taken only if the 95 % interval of their paired gain is above 0.
+
+    Args:
+        backbone: in evaluation mode, on `device`.
+        config: data, protocol and precision; its own features are the first candidate.
+        device: of the backbone.
+        by_class: whether episodes of other classes are measured, or other images of the training classes.
+
+    Raises:
+        SmkdError: the backbone lacks a block of the configured features, or the validation split is too small.
+    """
+    tried = candidates(config.features, len(backbone.blocks))
+    wide = together(tried)
+    config = config.model_copy(update={"features": wide})
+    if by_class:
+        features = backbone_features(backbone, config, config.validation, device, open_validation(config)).collect()
+        results = [evaluate_features(_narrowed(features, wide, each), config.validation) for each in tried]
+        gains = [[compare_results(*pair) for pair in zip(results[0], each, strict=True)] for each in results]
+        bounds = [sum(gain.difference - gain.ci95 for gain in of_shots) for of_shots in gains]
+    else:
+        support, query = held_out_features(backbone, config, config.validation, device)
+        right = [
+            _right(_narrowed(support, wide, each), _narrowed(query, wide, each), config.validation) for each in tried
+        ]
+        bounds = [of_paired_gain(right[0], each).low for each in right]
+    best = max(range(len(tried)), key=bounds.__getitem__)
+    return tried[best if bounds[best] > 0 else 0]
+
+
+def _narrowed(features: Features, wide: FeaturesConfig, chosen: FeaturesConfig) -> Features:
+    return replace(features, values=narrowed(features.values, wide, chosen))
 
 
 class FewShotValidation:
@@ -107,9 +149,21 @@ def verdicts(
     Raises:
         DataError: a class of the split is not a training class.
     """
+    return _right(*held_out_features(backbone, config, protocol, device), protocol)
+
+
+def held_out_features(
+    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device
+) -> tuple[Features, Features]:
+    """Features of the training images and of the protocol's split; arguments and errors as `verdicts` has them."""
     support = backbone_features(backbone, config, protocol.model_copy(update={"split": "train"}), device).collect()
     query = backbone_features(backbone, config, protocol, device).collect()
     check_known(support.class_names, query.class_names, protocol.split)
+    return support, query
+
+
+def _right(support: Features, query: Features, protocol: ProtocolConfig) -> Verdicts:
+    """Which of the queries get their own class from the protocol's head."""
     places = np.array([support.class_names.index(name) for name in query.class_names])
     generator = torch.Generator().manual_seed(protocol.seed)
     head = make_head(protocol.head, support.values.mean(dim=0))

@@ -100,6 +100,30 @@ def imported(
     }  # fmt: skip
 
 
+def without_later_blocks(state: dict[str, Any], model: ModelConfig) -> tuple[dict[str, Any], list[str]]:
+    """A checkpoint without the blocks behind those that a run has, where it asks for fewer by `model.depth`.
+
+    Returns:
+        The checkpoint, and a line where blocks were left out.
+    """
+    config = state.get("config")
+    if config is None or model.depth is None:
+        return state, []
+    depth, own = model.depth, Architecture.of(given := loading.check(config).model).depth
+    if depth >= own:
+        return state, []
+    gone = tuple(f"{BACKBONE}blocks.{number}." for number in range(depth, own))
+    kept = {
+        name: {key: value for key, value in state[name].items() if not key.startswith(gone)}
+        for name in ("student", "teacher")
+    }
+    width = Architecture.of(given)
+    cut = given.model_copy(update={"depth": depth, "embed_dim": width.embed_dim, "num_heads": width.num_heads})
+    left_out = f"block {own}" if own == depth + 1 else f"blocks {depth + 1} to {own}"
+    line = f"left out: {left_out} of the backbone (model.depth={depth})"
+    return {**state, **kept, "config": {**config, "model": cut.model_dump(mode="json")}}, [line]
+
+
 def fit_to_run(state: dict[str, Any], config: RunConfig, own: Mapping[str, State]) -> tuple[dict[str, Any], list[str]]:
     """An imported checkpoint made to start a run: stored positions for its image side, and no head that does not fit.
 
