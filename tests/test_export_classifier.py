@@ -95,7 +95,7 @@ def test_the_graph_of_every_head_is_the_classifier(place: Path, network: Encoder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("head", ["knn", "simpleshot:transform=cl2n", "logistic:c=10"])
+@pytest.mark.parametrize("head", ["knn", "simpleshot:transform=cl2n"])
 def test_onnx_of_colours(place: Path, tmp_path: Path, head: str) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
