@@ -29,6 +29,7 @@ from smkd.classify.encoder import EncoderConfig
 from smkd.classify.pictures import Pictures
 from smkd.data.augment import resize_center_crop
 from smkd.errors import ConfigError
+from smkd.fewshot.heads import heads
 from smkd.publishing.classifier_graph import classifier_program
 from smkd.publishing.place import check_free
 
@@ -161,12 +162,19 @@ def test_without_familiarity_there_is_no_chance_to_be_known(place: Path, network
     assert said == "smkd: --reject needs a class with two or more images, to learn what is familiar"
 
 
-def test_a_head_that_sees_all_images_together(place: Path, network: Encoder, tmp_path: Path) -> None:
+def test_heads_that_no_program_can_have(
+    place: Path, network: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fitted(place, network, "bd-cspn").save(tmp_path / "c.smkd")
     for form in ("onnx", "torch-export"):
         said = refused("export", "c.smkd", "--to", form, cwd=tmp_path)
         assert "head 'bd-cspn' looks at all images of a call together, and a program answers each by itself" in said
         assert "--head auto or logistic" in said
+    plain = lambda support, labels, query, generator: query @ support[:, :3].mT  # noqa: E731
+    monkeypatch.setitem(heads.registered, "plain-centre", lambda: plain)
+    fitted(place, network, "plain-centre").save(tmp_path / "p.smkd")
+    said = refused("export", "p.smkd", "--to", "onnx", cwd=tmp_path)
+    assert "head 'plain-centre' is no smkd.fewshot.InductiveHead" in said
     # the Hub takes it: there smkd answers
     assert typed("export", "c.smkd", "--to", "hub", cwd=tmp_path).returncode == 0
 

@@ -53,14 +53,17 @@ def learned_rule(classifier: FewShotClassifier) -> tuple[InductiveHead, Rule]:
     """The head of a classifier, and what it has learned.
 
     Raises:
-        ConfigError: it does not answer images one by one.
+        ConfigError: it does not answer images one by one, or not in a form that a program can hold.
     """
     support, labels = torch.from_numpy(classifier.support_), torch.from_numpy(classifier.support_labels_)
     learned = Learned(make_head(classifier.head_, support.mean(dim=0)), support, labels, classifier.seed)
     if learned.rule is None or not isinstance(learned.head, InductiveHead):
+        why = "is no smkd.fewshot.InductiveHead, of which alone a program can be made"
+        if getattr(learned.head, "transductive", False):
+            why = "looks at all images of a call together, and a program answers each by itself"
         raise ConfigError(
-            f"head '{classifier.head_}' looks at all images of a call together, and a program answers each by itself: "
-            "make the classifier with another head, such as --head auto or logistic (docs/heads.md)"
+            f"head '{classifier.head_}' {why}: make the classifier with another head, such as --head auto or logistic "
+            "(docs/heads.md)"
         )
     return learned.head, learned.rule
 
