@@ -247,8 +247,11 @@ def test_whose_weights_they_are(place: Path, tmp_path: Path) -> None:
     exported = smkd.export(place / "run", "safetensors", tmp_path / "x.safetensors", license="mit").path
     config = open_encoder(exported, accelerator="cpu").config
     assert (config.source, config.license) == ("x.safetensors", "mit")
-    config = open_encoder(place / "run", accelerator="cpu").config
-    assert (config.source, config.license) == ("run", "unknown")
+    for where in (place / "run", place / "run" / "checkpoints" / "best.pt"):
+        config = open_encoder(where, accelerator="cpu").config
+        assert (config.source, config.license) == ("run", "unknown")
+    folder = smkd.export(place / "run", "timm", tmp_path / "published").path
+    assert open_encoder(folder, accelerator="cpu").config.source == "published"
     config = open_encoder("pixels").config
     assert (config.source, config.license) == ("", "unknown")
     shutil.copy(exported, tmp_path / "a\nb.safetensors")

@@ -25,7 +25,7 @@ from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.candidates import numbered
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
-from smkd.files import cores
+from smkd.files import cores, expanded
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.processes import allowed
@@ -279,24 +279,25 @@ def open_encoder(
             raise ConfigError(f"recipe={_name(recipe)} has no effect: '{PIXELS}' is no network; leave it out")
         return Encoder(EncoderConfig(), None, accelerator=accelerator)
     base = recipe if isinstance(recipe, RunConfig) else resolve(recipe or FOREIGN_RECIPE)
-    state, file = open_checkpoint(backbone, base, heads)
+    state, _ = open_checkpoint(backbone, base, heads)
     if recipe is not None and has_settings(state):
         raise ConfigError(f"recipe={_name(recipe)} has no effect: '{backbone}' has settings of its own; leave it out")
     network, config = backbone_of(state, str(backbone), "teacher")
-    settings = EncoderConfig.of_run(config, config.model).model_copy(update=_origin(str(backbone), state, file))
+    settings = EncoderConfig.of_run(config, config.model).model_copy(update=_origin(str(backbone), state))
     return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))
 
 
-def _origin(where: str, state: dict[str, Any], file: Path) -> dict[str, str]:
+def _origin(where: str, state: dict[str, Any]) -> dict[str, str]:
     """What to call a backbone, without any path of this machine, and its licence."""
     known = find(where)
     if known is not None:
         return {"source": known.name, "license": known.licence}
-    license = backbone_info(state[EXPORTED], where).license if EXPORTED in state else UNKNOWN_LICENSE
-    place = file.parent.parent if file.parent.name == "checkpoints" else file
-    source = where.partition("#")[0] if is_remote(where) else place.resolve().name
+    place = expanded(where).resolve()
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    said = {"source": where.partition("#")[0] if is_remote(where) else run.name}
+    if EXPORTED in state:
+        said["license"] = backbone_info(state[EXPORTED], where).license
     # names and headers of others may hold anything
-    said = {"source": source, "license": license}
     return {key: text for key, text in said.items() if text.isprintable() and len(text) <= LONGEST}
 
 
