@@ -30,6 +30,7 @@ from smkd.classify.pictures import Pictures
 from smkd.data.augment import resize_center_crop
 from smkd.errors import ConfigError
 from smkd.fewshot.heads import heads
+from smkd.models.vit import VisionTransformer
 from smkd.publishing.classifier_graph import classifier_program
 from smkd.publishing.place import check_free
 
@@ -158,6 +159,9 @@ def test_without_familiarity_there_is_no_chance_to_be_known(place: Path, network
     np.testing.assert_allclose(probabilities, classifier.predict_proba(rest(place)), rtol=0, atol=1e-6)
     assert classifier.classes_[answer].tolist() == classifier.predict(rest(place)).tolist()
     assert work.about["left_out"] is None
+    folder = smkd.export(tmp_path / "c.smkd", "hub", tmp_path / "hub").path
+    assert "Unknown: no class has two images" in (folder / "README.md").read_text()
+    shutil.rmtree(folder)
     said = refused("export", "c.smkd", "--to", "torch-export", "--reject", "0.5", cwd=tmp_path)
     assert said == "smkd: --reject needs a class with two or more images, to learn what is familiar"
 
@@ -203,6 +207,16 @@ def test_the_card(place: Path, tmp_path: Path) -> None:
     assert "cc-by-4.0" in (again / "README.md").read_text()
     for file in (*folder.iterdir(), *again.iterdir()):
         assert str(place).encode() not in file.read_bytes()
+
+
+def test_a_folder_of_a_backbone_is_no_classifier(place: Path, tmp_path: Path) -> None:
+    """Also where a classifier was put into it."""
+    shutil.copytree(place / "run", tmp_path / "run")
+    shutil.copy(place / "clf.smkd", tmp_path / "run" / "classifier.smkd")
+    folder = smkd.export(tmp_path / "run", "timm", tmp_path / "published").path
+    shutil.copy(place / "clf.smkd", folder / "classifier.smkd")
+    assert isinstance(smkd.from_pretrained(smkd.export(folder, "hub", tmp_path / "hub").path), VisionTransformer)
+    assert (folder / "classifier.smkd").exists()
 
 
 def test_a_card_keeps_to_its_table(network: Encoder, tmp_path: Path) -> None:

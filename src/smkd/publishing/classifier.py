@@ -14,7 +14,7 @@ from smkd.publishing.classifier_graph import classifier_program
 from smkd.publishing.hub import push
 from smkd.publishing.place import CARD, EXPORT_FORMS, Exported, Form, check_free, form_of, writing
 from smkd.publishing.program import write_onnx, write_program
-from smkd.weights.fetch import is_classifier, locate_classifier
+from smkd.weights.fetch import WEIGHT_FILES, is_classifier, locate_classifier
 from smkd.weights.smkd_file import CLASSIFIER, CLASSIFIER_FILE, INDEX, is_of_kind
 
 FORMS = [name for name, form in EXPORT_FORMS.items() if form.of_classifiers]
@@ -30,7 +30,8 @@ def classifier_file(where: str | Path) -> Path | None:
     if is_classifier(str(where)):
         return locate_classifier(where)
     path = expanded(where)
-    if path.is_dir():
+    # a classifier that lies in a run's folder or beside weights is not what is meant
+    if path.is_dir() and not any((path / name).exists() for name in ("checkpoints", *WEIGHT_FILES)):
         path = path / CLASSIFIER_FILE
     if not path.is_file():
         return None
