@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 from typer.testing import CliRunner
 
 import foreign_files
 from loopback_hub import LoopbackHub, served, use
-from smkd import api
+from smkd import FewShotClassifier, api
 from smkd.cli import app
 from smkd.config import published
 from smkd.config.run_config import ModelConfig
@@ -109,6 +110,19 @@ def test_they_are_listed_and_found_where_they_are(hub: LoopbackHub) -> None:
     by_hand.parent.mkdir(parents=True)
     by_hand.touch()
     assert " yes " in row("smkd-mini-imagenet")
+
+
+def test_a_classifier_says_whose_backbone_it_holds(hub: LoopbackHub, tmp_path: Path) -> None:
+    done("fit", photographs(tmp_path / "photos"), "-o", "clf.smkd", "--backbone", KNOWN.name)
+    config = FewShotClassifier.load("clf.smkd").encoder_.config
+    assert (config.source, config.license) == (KNOWN.name, "Apache-2.0")
+    done("export", "clf.smkd", "--to", "hub")
+    card = ModelCard.load(tmp_path / "clf-hub" / "README.md")
+    assert card.data.license == "apache-2.0"
+    for row in (KNOWN.name, KNOWN.licence, KNOWN.page, KNOWN.trained_on):
+        assert f" | {row} |" in card.text
+    done("export", "clf.smkd", "--to", "hub", "--license", "DINOv3 License")
+    assert ModelCard.load(tmp_path / "clf-hub" / "README.md").data.license == "other"
 
 
 def test_a_name_is_fetched_once_at_its_revision(hub: LoopbackHub, network: VisionTransformer) -> None:

@@ -22,9 +22,8 @@ from smkd.data.datasets import open_split
 from smkd.errors import CheckpointError, ConfigError
 from smkd.models.vit import VisionTransformer, resized_positions
 from smkd.publishing import program
-from smkd.publishing.place import check_free
-from smkd.publishing.program import resampling
-from smkd.publishing.write import Exported
+from smkd.publishing.feature_graph import AnySizeVisionTransformer, resampling
+from smkd.publishing.place import Exported, check_free
 
 pytestmark = pytest.mark.slow
 
@@ -144,7 +143,7 @@ def test_resampling_is_that_of_the_backbone(count: int, native: bool) -> None:
 
 def test_any_size_has_the_positions_of_the_backbone() -> None:
     network = files.vit()
-    twin = program.AnySizeVisionTransformer(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
+    twin = AnySizeVisionTransformer(image_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=1)
     twin.load_state_dict(network.state_dict())
     # native; native in patches but not in pixels; as many patches in another shape
     for height, width in ((32, 32), (33, 33), (33, 32), (16, 64), (48, 24)):
@@ -175,7 +174,7 @@ def test_a_program_that_is_off_is_refused(
 
 def test_a_difference_that_is_no_number_is_refused() -> None:
     with pytest.raises(CheckpointError, match="the program differs from PyTorch by nan"):
-        program.checked_line("onnx", float("nan"), 1.0, dynamic_size=False, by="the program")
+        program.checked_line("onnx", float("nan"), 1.0, several_sizes=False, by="the program")
 
 
 @pytest.mark.parametrize("form", ["onnx", "torch-export"])

@@ -12,8 +12,8 @@ import smkd
 
 SOURCE = Path(smkd.__file__).parent
 PACKAGES = (
-    "config", "data", "prepare", "models", "weights", "reference", "objectives", "engine", "fewshot", "publishing",
-    "classify", "viz", "app",
+    "config", "data", "prepare", "models", "weights", "reference", "objectives", "engine", "fewshot", "classify",
+    "publishing", "viz", "app",
 )  # fmt: skip
 # arrows to the left that are left out on purpose: a model sees tensors, not batches
 FORBIDDEN = {("models", "data")}

@@ -25,15 +25,17 @@ from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.candidates import numbered
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
-from smkd.files import cores
+from smkd.files import cores, expanded
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.processes import allowed
 from smkd.progress import Track
 from smkd.weights.architecture import check_described
-from smkd.weights.load import FOREIGN_RECIPE, MARK
+from smkd.weights.catalogue import find
+from smkd.weights.fetch import is_remote
+from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK
 from smkd.weights.rename import BACKBONE, with_prefix, without_prefix
-from smkd.weights.smkd_file import settings_fault
+from smkd.weights.smkd_file import UNKNOWN_LICENSE, backbone_info, settings_fault
 
 PIXELS = "pixels"
 WORKERS_FROM, MOST_WORKERS = 256, 16
@@ -45,6 +47,9 @@ MOST_SIDE = 2**14
 Side = Annotated[int, Field(ge=1, le=MOST_SIDE)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Above0 = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+LONGEST = 200
+Line = Annotated[str, Field(max_length=LONGEST, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without control characters."""
 
 
 class EncoderConfig(Section):
@@ -56,6 +61,8 @@ class EncoderConfig(Section):
         mean, std: of each channel on the 0-1 scale.
         features: which tokens of which blocks.
         precision: arithmetic of the backbone.
+        source: whose weights they are, without any path of a machine; empty where nothing is known.
+        license: of these weights, as far as it is known.
     """
 
     model: ModelConfig | None = None
@@ -65,6 +72,8 @@ class EncoderConfig(Section):
     std: tuple[Above0, Above0, Above0] = (1.0, 1.0, 1.0)
     features: FeaturesConfig = FeaturesConfig()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    source: Line = ""
+    license: Line = UNKNOWN_LICENSE
 
     @model_validator(mode="after")
     def _check(self) -> EncoderConfig:
@@ -274,8 +283,22 @@ def open_encoder(
     if recipe is not None and has_settings(state):
         raise ConfigError(f"recipe={_name(recipe)} has no effect: '{backbone}' has settings of its own; leave it out")
     network, config = backbone_of(state, str(backbone), "teacher")
-    settings = EncoderConfig.of_run(config, config.model)
+    settings = EncoderConfig.of_run(config, config.model).model_copy(update=_origin(str(backbone), state))
     return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))
+
+
+def _origin(where: str, state: dict[str, Any]) -> dict[str, str]:
+    """What to call a backbone, without any path of this machine, and its licence."""
+    known = find(where)
+    if known is not None:
+        return {"source": known.name, "license": known.licence}
+    place = expanded(where).resolve()
+    run = place.parent.parent if place.parent.name == "checkpoints" else place
+    said = {"source": where.partition("#")[0] if is_remote(where) else run.name}
+    if EXPORTED in state:
+        said["license"] = backbone_info(state[EXPORTED], where).license
+    # names and headers of others may hold anything
+    return {key: text for key, text in said.items() if text.isprintable() and len(text) <= LONGEST}
 
 
 def _name(recipe: str | RunConfig) -> str:

@@ -31,6 +31,7 @@ from smkd.fewshot.heads import make_head
 from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
 from smkd.weights import smkd_file
+from smkd.weights.fetch import locate_classifier
 
 PARTS = {"own": torch.bool, "known": torch.float64, "strange": torch.float64}
 """What a file holds of `LeftOutAccuracy` besides labels and classes."""
@@ -244,10 +245,14 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def load(cls, path: str | Path, accelerator: str = "auto") -> Self:
         """Read what `save` wrote; predictions are the same.
 
+        Args:
+            path: its file; a folder of `smkd export --to hub`; or 'hf:owner/name' of the Hugging Face Hub.
+            accelerator: 'auto', 'cpu', 'cuda' or 'mps', for the backbone.
+
         Raises:
             CheckpointError: missing, cut short, or not a classifier.
         """
-        values, tensors = smkd_file.read(expanded(path), smkd_file.CLASSIFIER)
+        values, tensors = smkd_file.read(locate_classifier(path), smkd_file.CLASSIFIER)
         try:
             settings = _Settings.model_validate(values)
             make_head(settings.chosen, torch.zeros(1))

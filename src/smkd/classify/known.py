@@ -32,8 +32,17 @@ class Known(NamedTuple):
 
 def familiarity(query: Tensor, support: Tensor, labels: Tensor) -> NDArray[np.float64]:
     """Cosine of each feature [queries, dim] with the nearest class mean of the support: float64 [queries]."""
-    cosines = F.normalize(query.double(), dim=1) @ F.normalize(_means(support, labels), dim=1).T
-    return cosines.amax(dim=1).numpy()
+    return nearest_cosine(query.double(), class_directions(support, labels)).numpy()
+
+
+def class_directions(support: Tensor, labels: Tensor) -> Tensor:
+    """Class means of the support, each of length 1: float64 [classes, dim]."""
+    return F.normalize(_means(support, labels), dim=1)
+
+
+def nearest_cosine(query: Tensor, directions: Tensor) -> Tensor:
+    """Largest cosine of each query [queries, dim] with directions of length 1 [classes, dim]: [queries]."""
+    return (F.normalize(query, dim=1) @ directions.T).amax(dim=1)
 
 
 class Familiarities:

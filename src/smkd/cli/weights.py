@@ -88,11 +88,16 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            metavar="RUN", help="Run folder, checkpoint, weights of another project, or hf:owner/name of the Hub."
+            metavar="RUN|CLASSIFIER",
+            help="Run folder, checkpoint, weights of another project, hf:owner/name of the Hub, or file of `smkd fit`.",
         ),
     ],
     to: Annotated[
-        str, typer.Option(metavar="FORM", help="timm, safetensors, onnx, torch-export, or hub: weights and model card.")
+        str,
+        typer.Option(
+            metavar="FORM",
+            help="timm, safetensors, onnx, torch-export, or hub: weights and model card. A classifier has the last 3.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="File or folder to write; none takes the run's name."), EXPORT
@@ -112,17 +117,21 @@ def export(
         str, typer.Option(help="Settings of weights that bring none, such as the normalisation.")
     ] = "folder-pretrain",
     heads: AttentionHeads = None,
+    reject: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Programs of classifiers: what `smkd predict` has, in the program."),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is there, even if it is no former export.")
     ] = False,
 ) -> None:
-    """Write a backbone for other libraries; programs are compared with PyTorch before they are kept."""
+    """Write a backbone or a classifier for other programs; these are compared with PyTorch before they are kept."""
     from smkd.engine.log import console
     from smkd.publishing import write
 
     written = write.export(
         run, to, out, network=network.value, image_size=image_size, dynamic_size=dynamic_size, repository=repo,
-        license=license, recipe=recipe, overwrite=overwrite, heads=heads,
+        license=license, recipe=recipe, overwrite=overwrite, heads=heads, reject=reject,
     )  # fmt: skip
     for line in written.report:
         console.print(line)

@@ -97,8 +97,11 @@ class KNN(InductiveHead):
 
     def scores(self, products: Tensor, labels: Tensor) -> Tensor:
         """See `InductiveHead.scores`."""
+        return self.votes(products, labels, int(labels.max()) + 1)
+
+    def votes(self, products: Tensor, labels: Tensor, way: int) -> Tensor:
+        """`scores` of so many ways, which a program that is being traced cannot read off the labels."""
         votes, nearest = products.topk(min(self.neighbours, products.shape[1]), dim=1)
-        way = int(labels.max()) + 1
         if self.reference:
             voted = nearest // way
             votes = votes.masked_fill(voted >= way, 0.0)

@@ -15,7 +15,7 @@ from smkd.data.datasets import configured_spec
 from smkd.errors import CheckpointError
 from smkd.models.vit import VisionTransformer
 from smkd.publishing.backbone import PublishedBackbone, without_paths
-from smkd.publishing.place import CARD, WEIGHTS
+from smkd.publishing.place import CARD, LIBRARY, WEIGHTS
 from smkd.publishing.timm import write_timm
 from smkd.weights import fetch, load, read, smkd_file
 from smkd.weights.architecture import Architecture
@@ -117,7 +117,7 @@ def model_card(release: PublishedBackbone, repository: str | None) -> ModelCard:
 def _data(release: PublishedBackbone) -> ModelCardData:
     about = release.about
     return ModelCardData(
-        model_name=about.name, library_name="smkd", license=about.license, pipeline_tag="image-feature-extraction",
+        model_name=about.name, library_name=LIBRARY, license=about.license, pipeline_tag="image-feature-extraction",
         tags=["few-shot-learning", "vision-transformer", "smkd", "timm"],
         eval_results=[_result(score) for score in about.scores] or None,
     )  # fmt: skip

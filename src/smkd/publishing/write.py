@@ -5,53 +5,25 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from smkd.config.loading import resolve
 from smkd.engine.checkpoint_schema import needed
 from smkd.engine.restore import backbone_of, open_checkpoint
 from smkd.errors import ConfigError
 from smkd.fewshot.features import pool
-from smkd.files import expanded, nearest, sha256
+from smkd.files import expanded, sha256
 from smkd.publishing.backbone import PublishedBackbone, found_scores, run_of, without_paths, write_safetensors
+from smkd.publishing.classifier import classifier_file, export_classifier
+from smkd.publishing.feature_graph import Pool, feature_program
 from smkd.publishing.hub import HubBackbone, push, write_hub
-from smkd.publishing.place import check_free, writing
-from smkd.publishing.program import Pool, write_onnx, write_program
+from smkd.publishing.place import Exported, check_free, form_of, writing
+from smkd.publishing.program import write_onnx, write_program
 from smkd.publishing.timm import write_timm
 from smkd.weights.catalogue import HUB
 from smkd.weights.fetch import is_remote, locate_weights
 from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK
 from smkd.weights.smkd_file import BackboneInfo, Score, backbone_info
-
-
-class Form(NamedTuple):
-    """One of the forms.
-
-    Attributes:
-        suffix: of its name, where none is given.
-        is_folder: whether it is a folder.
-        is_program: whether it computes features, for images of a certain size.
-    """
-
-    suffix: str
-    is_folder: bool = False
-    is_program: bool = False
-
-
-EXPORT_FORMS = {
-    "timm": Form("-timm", is_folder=True),
-    "safetensors": Form(".safetensors"),
-    "onnx": Form(".onnx", is_program=True),
-    "torch-export": Form(".pt2", is_program=True),
-    "hub": Form("-hub", is_folder=True),
-}
-
-
-def form_of(name: str) -> Form:
-    """The form of that name; raises `ConfigError` with the nearest name if there is none."""
-    if name not in EXPORT_FORMS:
-        raise ConfigError(f"--to {name}: unknown form{nearest(name, EXPORT_FORMS)} (known: {', '.join(EXPORT_FORMS)})")
-    return EXPORT_FORMS[name]
 
 
 def write_form(
@@ -83,10 +55,9 @@ def write_form(
         raise ConfigError(f"--repo is for --to hub, not for {to}")
     check_free(path, is_folder=form.is_folder, suffix=form.suffix, overwrite=overwrite)
     with writing(path, is_folder=form.is_folder) as aside:
-        if to == "onnx":
-            return write_onnx(release, pool, aside, dynamic_size=dynamic_size)
-        if to == "torch-export":
-            return write_program(release, pool, aside, dynamic_size=dynamic_size)
+        if form.is_program:
+            work = feature_program(release, pool, dynamic_size=dynamic_size)
+            return write_onnx(work, aside) if to == "onnx" else write_program(work, aside)
         if to == "safetensors":
             write_safetensors(release, aside)
         elif to == "timm":
@@ -106,28 +77,16 @@ def _notes(release: PublishedBackbone) -> list[str]:
     ]
 
 
-class Exported(NamedTuple):
-    """What `export` wrote.
-
-    Attributes:
-        path: the file or folder.
-        report: lines about what was checked and what to know.
-    """
-
-    path: Path
-    report: list[str]
-
-
 def export(
     where: str | Path, to: str, out: str | Path | None = None, *, network: Literal["teacher", "student"] = "teacher",
     image_size: int | None = None, dynamic_size: bool = False, repository: str | None = None,
     license: str | None = None, recipe: str = FOREIGN_RECIPE, overwrite: bool = False,
-    heads: int | None = None,
+    heads: int | None = None, reject: float | None = None,
 ) -> Exported:  # fmt: skip
-    """Write a backbone for other libraries and programs (docs/export.md).
+    """Write a backbone or a classifier for other libraries and programs (docs/export.md, docs/deploy.md).
 
     Args:
-        where: run folder, checkpoint, or weights of another project (docs/weights.md).
+        where: run folder, checkpoint, weights of another project (docs/weights.md), or a file of `smkd fit`.
         to: 'timm', 'safetensors', 'onnx', 'torch-export' or 'hub'.
         out: file or folder to write; none takes the run's name, in the working directory.
         network: which of a checkpoint's two.
@@ -138,11 +97,24 @@ def export(
         recipe: settings of weights that bring none, such as the normalisation.
         overwrite: replace what is at `out` even if it is no former export.
         heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
+        reject: programs of classifiers: the answer is 'none of these' where the chance of any of the classes is lower.
 
     Raises:
-        SmkdError: wrong settings, a place that is taken, or a program that computes something else than the backbone.
+        SmkdError: wrong settings, a place that is taken, or a program that computes something else than PyTorch.
     """
     form = form_of(to)
+    classifier = classifier_file(where)
+    if classifier is not None:
+        options = {
+            "--network": network != "teacher", "--image-size": image_size, "--dynamic-size": dynamic_size,
+            "--recipe": recipe != FOREIGN_RECIPE, "--heads": heads,
+        }  # fmt: skip
+        return export_classifier(
+            classifier, to, out, repository=repository, license=license, reject=reject, overwrite=overwrite,
+            backbone_options=options,
+        )  # fmt: skip
+    if reject is not None:
+        raise ConfigError("--reject is for classifiers, which are files of `smkd fit`")
     state, file = open_checkpoint(where, resolve(recipe), heads)
     release = _release(state, file, str(where), network, license)
     release = release if image_size is None else release.at(image_size)

@@ -26,6 +26,7 @@ from smkd.progress import bars
 from smkd.weights import read
 from smkd.weights.attention_heads import SETTINGS_FILE
 from smkd.weights.catalogue import HUB, NamedBackbone, find, misspelt, weights_folder
+from smkd.weights.smkd_file import CLASSIFIER_FILE
 
 PAUSE = 0.1
 """Seconds before a server is asked again, doubled each time."""
@@ -70,6 +71,27 @@ def locate_weights(source: str) -> Path:
         expected = f"expected a file, a folder, a URL, {HUB}owner/name, or a name of `smkd backbones`"
         raise CheckpointError(f"'{source}' does not exist; {expected}{misspelt(source)}")
     return path
+
+
+def is_classifier(source: str) -> bool:
+    """Whether a source of the Hub names the file of a classifier."""
+    return source.startswith(HUB) and source.endswith(Path(CLASSIFIER_FILE).suffix)
+
+
+def locate_classifier(source: str | Path) -> Path:
+    """The file of a classifier, fetched if need be; a path that is not there is returned as it is.
+
+    Args:
+        source: a file; a folder of `smkd export --to hub`; or `hf:owner/name`, also with `@revision` and `/file`
+            behind it.
+
+    Raises:
+        CheckpointError: the repository has none, or cannot be reached.
+    """
+    if str(source).startswith(HUB):
+        return _from_hub(str(source), (CLASSIFIER_FILE,), "classifier")
+    path = expanded(source)
+    return path / CLASSIFIER_FILE if (path / CLASSIFIER_FILE).is_file() else path
 
 
 def _named(known: NamedBackbone) -> Path:
@@ -120,23 +142,23 @@ def _from_url(source: str) -> Path:
     return target
 
 
-def _from_hub(source: str) -> Path:
+def _from_hub(source: str, names: tuple[str, ...] = WEIGHT_FILES, what: str = "weights") -> Path:
     form = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([^/]+))?(?:/(.+))?", source.removeprefix(HUB))
     if form is None:
         raise CheckpointError(f"'{source}' is not of the form {HUB}owner/name, {HUB}owner/name@revision or .../file")
     repository, revision, file = form.groups()
-    names = (file,) if file else WEIGHT_FILES
+    names = (file,) if file else names
     for name in names:
         path = _hub_file(source, repository, revision, name)
         if path is not None:
-            # the number of heads is written there
-            _hub_file(source, repository, revision, SETTINGS_FILE)
+            if what == "weights":  # the number of heads is written there
+                _hub_file(source, repository, revision, SETTINGS_FILE)
             if name.endswith(read.INDEX_ENDING):
                 folder = name.rpartition("/")[0]
                 for part in read.shard_names(path):
                     _hub_file(source, repository, revision, f"{folder}/{part}".removeprefix("/"))
             return path
-    raise CheckpointError(f"'{source}' holds no weights; looked for {', '.join(names)}; name one: {HUB}owner/name/file")
+    raise CheckpointError(f"'{source}' holds no {what}; looked for {', '.join(names)}; name one: {HUB}owner/name/file")
 
 
 def _is_offline() -> bool:

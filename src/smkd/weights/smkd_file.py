@@ -31,6 +31,8 @@ KEY = "smkd"
 FORMAT = 1
 CLASSIFIER, INDEX, EXPORT = "classifier", "index", "backbone"
 """Kinds of files."""
+CLASSIFIER_FILE = "classifier.smkd"
+"""A classifier in a folder or a repository of the Hub."""
 MAKERS = {CLASSIFIER: "smkd fit", INDEX: "smkd index", EXPORT: "smkd export"}
 UNKNOWN_LICENSE = "unknown"
 
