@@ -104,7 +104,7 @@ def test_positions_are_interpolated_only_where_the_grid_differs(
     ("changes", "says"),
     [
         ({"patch_size": 16}, r"this run's has .*patches of 8; set model\.patch_size=16"),
-        ({"depth": 3, "register_tokens": 4}, r"set model\.depth=3 model\.register_tokens=4$"),
+        ({"depth": 1, "register_tokens": 4}, r"set model\.depth=1 model\.register_tokens=4$"),
         ({"layer_scale": 1.0}, r"set model\.layer_scale=1\.0$"),
     ],
 )
@@ -113,6 +113,16 @@ def test_weights_of_another_vit_name_the_settings(tmp_path: Path, changes: dict[
     with pytest.raises(CheckpointError, match=says):
         train("debug-pretrain", tmp_path / "a", path)
     assert not (tmp_path / "a").exists()
+
+
+def test_blocks_behind_those_of_the_run_are_left_out_and_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deep = files.vit(depth=4)
+    state = train("debug-pretrain", tmp_path / "a", files.saved(files.timm(deep), tmp_path / "deep.pth"))
+    assert "left out: blocks 3 to 4 of the backbone (model.depth=2)" in capsys.readouterr().out
+    deep.blocks = deep.blocks[:2]
+    equal(state["teacher"], deep)
 
 
 def test_the_optimiser_of_a_foreign_file_is_not_taken(tmp_path: Path, released: Path) -> None:
