@@ -11,7 +11,7 @@ import typer
 
 from smkd.cli.backbone import BackboneOption, chosen
 from smkd.cli.fewshot import AttentionHeads
-from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, say, write_json, write_text
+from smkd.cli.output import CLASSIFIER, CSV, INDEX, JSON, PAGE, say, write_json, write_text
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
 from smkd.files import listed
@@ -55,6 +55,9 @@ def fit(
         typer.Option("--json", help="Also write here what was learned and how well it does; - prints it."),
         JSON,
     ] = None,
+    report: Annotated[
+        Path | None, typer.Option(help="HTML page: how well it does on left-out images, and its mistakes."), PAGE
+    ] = None,
 ) -> None:
     """Make a classifier from a few images per class."""
     from smkd.classify.choose_features import Reader, check_reading
@@ -78,6 +81,8 @@ def fit(
     classifier.save(out)
     if json_file is not None:
         write_json(json_file, _record(classifier))
+    if report is not None:
+        _save_report(report, classifier, paths, f"{support}: each image left out in turn.")
     _say(_summary(classifier))
     say(f"written: {out}")
 
@@ -155,6 +160,16 @@ def search(
         say(f"{cosine:7.4f}  {name}")
 
 
+def _save_report(path: Path, classifier: FewShotClassifier, images: list[str], about: str) -> None:
+    from smkd.classify.scored import score_left_out
+    from smkd.viz.scored_page import save_page
+
+    scored = score_left_out(classifier, images)
+    if scored is None:
+        raise DataError("--report: no class has two images, so none can be left out; the classifier is written")
+    save_page(path, scored, about)
+
+
 def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
     """Features of all images, or the error of the first that cannot be read: every support image counts."""
     encoded = encoder.readable(paths, shown)
@@ -165,9 +180,13 @@ def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
 
 def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
     """Features of the images that can be read; the others are named at once."""
-    encoded = encoder.readable(paths, shown)
+    return name_unreadable(encoder.readable(paths, shown), len(paths))
+
+
+def name_unreadable(encoded: Encoded, images: int) -> Encoded:
+    """The same, after naming the images that could not be read; raises `DataError` if none of so many could."""
     if not len(encoded.rows):
-        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
+        more = f" (and {images - 1} more)" if images > 1 else ""
         raise DataError(f"{encoded.unreadable[0]}{more}")
     for line in encoded.unreadable:
         say(f"smkd: {line}", err=True)

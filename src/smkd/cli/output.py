@@ -49,7 +49,7 @@ def _is_json(path: Path) -> bool:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         return False
-    # one key of each verb's: `eval` and `compare`, `fit`, `predict`, `bench`, `data verify`
+    # one key of each verb's: `eval` and `compare`, `fit`, `predict` and `score`, `bench`, `data verify`
     marks = {"results", "left_out", "unreadable", "images_per_second", "problems"}
     return isinstance(values, dict) and not marks.isdisjoint(values)
 
@@ -64,7 +64,9 @@ def _begins(*beginnings: bytes) -> Callable[[Path], bool]:
 
 def _is_page(path: Path) -> bool:
     with path.open("rb") as file:
-        return b"<title>Few-shot accuracy</title>" in file.read(500)
+        start = file.read(500)
+    # the title is that of pages from before they were marked
+    return b'<meta name="generator" content="smkd">' in start or b"<title>Few-shot accuracy</title>" in start
 
 
 def _is_feature_file(path: Path) -> bool:
@@ -97,7 +99,7 @@ def _is_run(folder: Path) -> bool:
 JSON = Output("a JSON file of smkd", _is_json, is_text=True)
 CSV = Output("a CSV file of `smkd predict`", _begins(b"image,answer,known"), is_text=True)
 RECIPE = Output("a recipe", is_text=True)
-PAGE = Output("a page of `smkd eval`", _is_page)
+PAGE = Output("a page of smkd", _is_page)
 FEATURES = Output("a feature file", _is_feature_file)
 CLASSIFIER = Output("a file of `smkd fit`", _is_smkd("classifier"))
 INDEX = Output("a file of `smkd index`", _is_smkd("index"))

@@ -1,0 +1,154 @@
+"""Results of a classifier on labelled photographs: lines for the terminal, and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from smkd.classify.scored import Scored, Threshold
+from smkd.errors import ConfigError
+from smkd.fewshot import intervals
+from smkd.files import explained
+from smkd.viz.report import ReportSection, write_report
+
+SHOWN_CLASSES = 20
+SHOWN_MIX_UPS = 5
+SHOWN_MISTAKES = 48
+THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+TITLE = "A classifier on photographs"
+
+
+def percent(share: float) -> str:
+    """A share from 0 to 1 in words."""
+    return f"{100 * share:.1f} %"
+
+
+def _between(interval: tuple[float, float]) -> str:
+    return f"95 % interval {100 * interval[0]:.1f} to {100 * interval[1]:.1f}"
+
+
+def lines(scored: Scored, rejects: Sequence[float]) -> list[str]:
+    """What to print, a line each.
+
+    Args:
+        scored: the results.
+        rejects: thresholds that are said something of.
+    """
+    classes = scored.by_class
+    said = [
+        f"accuracy: {percent(scored.mean)}, the mean over {len(classes)} classes ({_between(scored.interval)})",
+        f"of all {len(scored.images)} images: {percent(scored.accuracy)} ({_between(scored.accuracy_interval)})",
+        *(f"  {each.name}: {each.right} of {each.images}" for each in classes[:SHOWN_CLASSES]),
+    ]
+    if len(classes) > SHOWN_CLASSES:
+        said.append(f"  and {len(classes) - SHOWN_CLASSES} classes that do as well or better")
+    mixed = [f"{own} taken for {given} {count} x" for own, given, count in scored.mix_ups[:SHOWN_MIX_UPS]]
+    said += [f"mistakes: {', '.join(mixed)}"] if mixed else []
+    said.append(
+        f"probability of the answers: {scored.confidence.mean():.2f} in the mean, {scored.accuracy:.2f} are right; "
+        f"calibration error {scored.calibration_error:.2f}"
+    )
+    said += [f"--reject {each}: {_kept(found)}" for each in rejects if (found := scored.threshold(each)) is not None]
+    if scored.auroc is not None:
+        said.append(f"images of no class are told apart with an AUROC of {scored.auroc:.2f}")
+    return said
+
+
+def _kept(found: Threshold) -> str:
+    said = f"keeps {100 * found.kept:.0f} % of the images"
+    said += "" if found.accuracy is None else f", of which {100 * found.accuracy:.0f} % are right"
+    return said + ("" if found.caught is None else f"; catches {100 * found.caught:.0f} % of those of no class")
+
+
+def save_page(path: Path, scored: Scored, about: str, captions: Mapping[str, str] | None = None) -> None:
+    """Write the page.
+
+    Args:
+        path: HTML file.
+        scored: the results; names of its images are files.
+        about: a sentence about the classifier and the photographs.
+        captions: other names of the images.
+
+    Raises:
+        ConfigError: the page cannot be written.
+    """
+    with explained(path, ConfigError, option="--report"):
+        write_report(path, TITLE, about, _sections(scored, captions or {}))
+
+
+def _sections(scored: Scored, captions: Mapping[str, str]) -> list[ReportSection]:
+    wrong = len(scored.mistakes)
+    sections = [
+        ReportSection(
+            "How often it is right",
+            f"{percent(scored.mean)} in the mean over {len(scored.by_class)} classes ({_between(scored.interval)}); "
+            f"{percent(scored.accuracy)} of all {len(scored.images)} photographs "
+            f"({_between(scored.accuracy_interval)}). The worst class comes first.",
+            table=_class_table(scored),
+        ),
+        ReportSection(
+            "How sure it is",
+            f"The mean probability of the answers is {scored.confidence.mean():.2f}, and {scored.accuracy:.2f} of them "
+            f"are right. The calibration error is {scored.calibration_error:.2f}; 0 is best.",
+            figures=[(_calibration(scored), "Share of right answers by the probability of the answer, in ten groups of "
+                      "equally many photographs; on the line, probabilities can be taken at their word.")],
+        ),
+    ]  # fmt: skip
+    rows = [found for reject in THRESHOLDS if (found := scored.threshold(reject)) is not None]
+    if rows:
+        auroc = "" if scored.auroc is None else f" AUROC: {scored.auroc:.2f}; 0.5 is a guess, 1 is best."
+        sections.append(ReportSection(
+            "'None of these'",
+            f"What each threshold of --reject keeps, how much of that is right, and what it catches.{auroc}",
+            table=_threshold_table(rows),
+        ))  # fmt: skip
+    more = f" The {SHOWN_MISTAKES} surest are shown." if wrong > SHOWN_MISTAKES else ""
+    sections.append(ReportSection(
+        f"Mistakes: {wrong}", f"The surest answers come first.{more}" if wrong else "There are none.",
+        photographs=[(scored.images[place], _mistake(scored, place, captions))
+                     for place in scored.mistakes[:SHOWN_MISTAKES]],
+    ))  # fmt: skip
+    return sections
+
+
+def _class_table(scored: Scored) -> list[list[str]]:
+    rows = [["class", "right", "photographs", "share", "95 % interval", "taken for"]]
+    for each in scored.by_class:
+        low, high = intervals.of_share(each.right, each.images)
+        others = [f"{given} {count} x" for own, given, count in scored.mix_ups if own == each.name]
+        rows.append([
+            each.name, str(each.right), str(each.images), percent(each.right / each.images),
+            f"{100 * low:.0f} to {100 * high:.0f}", ", ".join(others[:3]),
+        ])  # fmt: skip
+    return rows
+
+
+def _threshold_table(rows: Sequence[Threshold]) -> list[list[str]]:
+    def shown(share: float | None) -> str:
+        return "" if share is None else percent(share)
+
+    head = ["--reject", "keeps", "right among these", "catches of no class"]
+    return [
+        head,
+        *([f"{each.reject:.1f}", shown(each.kept), shown(each.accuracy), shown(each.caught)] for each in rows),
+    ]
+
+
+def _mistake(scored: Scored, place: int, captions: Mapping[str, str]) -> str:
+    path = scored.images[place]
+    name = captions.get(path, Path(path).name)
+    own, given = scored.names[int(scored.truth[place])], scored.names[int(scored.answers[place])]
+    return f"{own}, taken for {given} ({scored.confidence[place]:.2f}): {name}"
+
+
+def _calibration(scored: Scored) -> Figure:
+    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
+    axes = figure.add_subplot()
+    groups = scored.calibration_groups
+    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
+    axes.plot([each.confidence for each in groups], [each.accuracy for each in groups], "o-", color="#0072b2")
+    axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
