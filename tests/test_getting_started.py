@@ -63,10 +63,10 @@ def factory(root: Path, *, broken: Path) -> None:
     (root / "parts" / "Thumbs.db").write_bytes(b"\xd0\xcf\x11\xe0")
 
 
-def test_the_page_has_five_commands() -> None:
+def test_the_page_has_six_commands() -> None:
     typed = [words for words in commands() if words[0] != "rm"]
     assert [words[1] if words[0] == "smkd" else words[0] for words in typed] == [
-        "data", "fit", "predict", "export", "python"
+        "data", "fit", "predict", "score", "export", "python"
     ]  # fmt: skip
 
 
