@@ -48,7 +48,7 @@ def test_a_small_class_of_which_none_is_right_is_not_hidden() -> None:
     left = LeftOutAccuracy(("a", "b"), (0,) * 6 + (1,) * 30, (False,) * 6 + (True,) * 30)
     assert (left.right, left.images, left.mean) == (30, 36, 0.5)
     assert left.worst_first[0] == ("a", 0, 6)
-    assert left.interval[1] < 0.7
+    assert left.interval[1] < 0.75
 
 
 def test_what_a_threshold_keeps_and_catches_as_a_plain_loop_counts(classifier: FewShotClassifier) -> None:

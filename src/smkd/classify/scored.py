@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from smkd.classify.estimator import FewShotClassifier
-from smkd.classify.left_out import ClassShare, left_out
+from smkd.classify.left_out import SPREAD, ClassShare, left_out
 from smkd.classify.pictures import InputError
 from smkd.errors import DataError
 from smkd.fewshot import intervals
@@ -68,6 +68,7 @@ class Scored:
         known: float64 [images], chance of being of any class (`known_proba`); None where that is not learned.
         unknown: the same for images of no class, [others]; None without such images.
         learned_from: how many of the images look the same as one that the classifier has learned from.
+        spread: variance of the accuracies over that of as many independent images (`smkd.classify.left_out.SPREAD`).
     """
 
     names: tuple[str, ...]
@@ -77,6 +78,7 @@ class Scored:
     known: NDArray[np.float64] | None = None
     unknown: NDArray[np.float64] | None = None
     learned_from: int = 0
+    spread: float = 1.0
 
     @property
     def answers(self) -> NDArray[np.int64]:
@@ -112,7 +114,7 @@ class Scored:
     @property
     def accuracy_interval(self) -> tuple[float, float]:
         """Wilson's 95 % interval of `accuracy`."""
-        return intervals.of_share(int(self.own.sum()), len(self.own))
+        return intervals.of_share(int(self.own.sum()) / self.spread, len(self.own) / self.spread)
 
     @property
     def mean(self) -> float:
@@ -123,7 +125,9 @@ class Scored:
     def interval(self) -> tuple[float, float]:
         """95 % interval of `mean` (`smkd.fewshot.intervals.of_class_mean`)."""
         classes = self.by_class
-        return intervals.of_class_mean([each.right for each in classes], [each.images for each in classes])
+        return intervals.of_class_mean(
+            [each.right / self.spread for each in classes], [each.images / self.spread for each in classes]
+        )
 
     @property
     def confusion(self) -> NDArray[np.int64]:
@@ -263,6 +267,7 @@ def score_left_out(classifier: FewShotClassifier, images: Sequence[str]) -> Scor
         left.names, tuple(image for image, there in zip(images, spare, strict=True) if there), found.truth.numpy(),
         (found.scores / classifier.temperature_).softmax(dim=1).numpy(),
         np.array(left.known) if left.known else None, np.array(left.strange) if left.strange else None,
+        spread=SPREAD,
     )  # fmt: skip
 
 

@@ -34,7 +34,7 @@ def of_share(right: float, images: float) -> tuple[float, float]:
     return max(0.0, (middle - half) / (1 + z)), min(1.0, (middle + half) / (1 + z))
 
 
-def of_class_mean(right: Sequence[int], images: Sequence[int]) -> tuple[float, float]:
+def of_class_mean(right: Sequence[float], images: Sequence[float]) -> tuple[float, float]:
     """Interval of the mean over classes of the share that is right, from 0 to 1; every class counts the same.
 
     The variance of that mean is the sum over classes of p (1 - p) / n, over the squared number of classes. A class of
@@ -45,7 +45,7 @@ def of_class_mean(right: Sequence[int], images: Sequence[int]) -> tuple[float, f
 
     Args:
         right: how many images of each class are right.
-        images: of how many, at least 1 of each class.
+        images: of how many, more than 0 of each class; not whole numbers where images count for less than one.
     """
     counts, sizes = np.asarray(right, np.float64), np.asarray(images, np.float64)
     common = (counts.sum() + 1) / (sizes.sum() + 2)
