@@ -96,7 +96,7 @@ def test_auto_takes_what_the_features_need() -> None:
     assert classifier.head_ != "prototype"
     assert classifier.left_out_.right > FewShotClassifier().fit(values, names).left_out_.right
     assert FewShotClassifier(head="auto").fit(values[2:], names[2:]).head_ == "prototype"  # four of one class
-    assert FewShotClassifier(head="auto").fit(*blobs((6, 6, 6))).head_ == "prototype"  # all are right
+    assert FewShotClassifier(head="auto").fit(*blobs((6, 6, 6))).head_ == "ridge"  # all are right
 
 
 def test_images_are_left_out_as_a_plain_loop_does() -> None:

@@ -20,10 +20,12 @@ from smkd.fewshot.head import Head, Learned
 from smkd.fewshot.heads import make_head
 
 AUTO = "auto"
-CANDIDATES = ("prototype", "knn", "ridge", "logistic", "logistic:c=10")
-"""Simplest first, which wins a tie."""
+CANDIDATES = ("ridge", "prototype", "knn", "logistic", "logistic:c=10")
+"""The first is taken unless another is better by more than a standard error: it is the best on average."""
+FEW = "prototype"
+"""The head where a class has fewer than `SHOTS` images."""
 SHOTS = 5
-"""Images that every class needs for a choice; with fewer the head is the first candidate."""
+"""Images that every class needs for a choice."""
 ROUNDS = 20
 """Images are left out in at most this many rounds."""
 SPREAD = 1.75
@@ -93,9 +95,10 @@ def check_head(head: str) -> None:
 
 
 def choose_head(support: Tensor, labels: Tensor, seed: int) -> str:
-    """Name of the head that gives most support images their own class in cross-validation.
+    """Name of the head for a support, by stratified cross-validation (`left_out`).
 
-    It is stratified: every part has one image of each class (`left_out`).
+    The first candidate, unless another gives more images their own class: by more than a standard error of the paired
+    difference, the square root of the number of images of which one of the two alone is right.
 
     Args:
         support: float32 [n, dim].
@@ -103,10 +106,13 @@ def choose_head(support: Tensor, labels: Tensor, seed: int) -> str:
         seed: of heads that draw.
     """
     if int(labels.bincount().min()) < SHOTS:
-        return CANDIDATES[0]
+        return FEW
     centre = support.mean(dim=0)
-    right = {name: int(left_out(make_head(name, centre), support, labels, seed).own.sum()) for name in CANDIDATES}
-    return max(CANDIDATES, key=lambda name: right[name])
+    own = torch.stack([left_out(make_head(name, centre), support, labels, seed).own for name in CANDIDATES])
+    gained, lost = (own & ~own[0]).sum(dim=1), (own[0] & ~own).sum(dim=1)  # [candidates]
+    margins = gained - lost - (gained + lost).sqrt()
+    best = int(margins.argmax())  # of equal ones the first
+    return CANDIDATES[best if margins[best] > 0 else 0]
 
 
 def fitted_temperature(left: LeftOut, learned: Learned) -> float:
