@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import shutil
@@ -130,11 +131,25 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
     [
         lambda state: state["student"]["backbone.norm.weight"].fill_(torch.nan),
         lambda state: state.pop("optimizer"),
+        lambda state: next(iter(state["optimizer"]["state"].values()))["exp_avg"].fill_(torch.nan),
+        lambda state: next(iter(state["optimizer"]["state"].values())).pop("exp_avg_sq"),
+        lambda state: state["optimizer"]["param_groups"].pop(),
+        lambda state: state["optimizer"].clear(),
         lambda state: state.update(guards=[{"row": "x", "pending": []}]),
         lambda state: state.update(step_in_epoch=1),
         lambda state: state.update(data={"classes": 3}),
     ],
-    ids=["not-finite", "missing", "guards", "meters", "data"],
+    ids=[
+        "not-finite",
+        "missing",
+        "moment-nan",
+        "moment-missing",
+        "groups",
+        "optimizer-empty",
+        "guards",
+        "meters",
+        "data",
+    ],
 )
 def test_content_that_cannot_be_right_is_damage_too(
     cut: dict[str, bytes], change: Callable[[dict[str, Any]], object], capsys: pytest.CaptureFixture[str]
@@ -203,6 +218,47 @@ def test_as_many_states_stay_as_asked_for(cut: dict[str, bytes], keep: int) -> N
     assert left == ["last-1.pt", "last-2.pt", "last.pt"][3 - keep :] if keep > 1 else ["last.pt"]
     epochs = {name: checkpoint.load_checkpoint(OUT / "checkpoints" / name)["epoch"] for name in left}
     assert epochs == {"last.pt": 3, "last-1.pt": 2, "last-2.pt": 1} if keep > 1 else {"last.pt": 3}
+
+
+def test_every_few_epochs_a_state_stays_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run("epochs=5", "save_every=2", "keep=1", "validation.every=0")
+    assert sorted(files()) == ["last.pt", f"step-{2 * STEPS:08d}.pt", f"step-{4 * STEPS:08d}.pt"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_error_that_goes_away_is_no_damage(
+    cut: dict[str, bytes], times: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """PyTorch raises the end of a loading process in whatever the main thread is doing."""
+    real, count = torch.load, 0
+
+    def disturbed(*args: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count <= times:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated. ")
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch, "load", disturbed)
+    run()
+    assert ("it is 'last.pt.damaged' now" in capsys.readouterr().out) == (times == 2)
+    assert {name: content for name, content in files().items() if not name.endswith(".damaged")} == cut
+
+
+def test_what_may_not_be_read_is_not_called_damaged(cut: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    before, real = files(), Path.open
+
+    def refused(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "last.pt":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refused)
+        with pytest.raises(CheckpointError, match=r"^cannot read 'run/checkpoints/last\.pt': Permission denied$"):
+            run()
+    assert files() == before
 
 
 @pytest.mark.parametrize("at", range(1, 13, 3))

@@ -93,6 +93,23 @@ def test_pictures_and_a_page(folder: Path) -> None:
     assert "40 episodes" in page
 
 
+def test_the_page_shows_what_was_changed_in_a_run(folder: Path) -> None:
+    words = ("eval", "run", "--shot", "1", "--episodes", "40", "--report", "changed.html")
+    assert smkd(*words, cwd=folder).returncode == 0
+    assert "Changes since the start" not in (folder / "changed.html").read_text()
+    lines = ['{"step": 6, "changes": ["resume_with: optim.lr=1e-5", "epochs: 2 -> 3"]}', "{cut", '{"step": 9}']
+    history = folder / "run" / "history.jsonl"
+    history.write_text("\n".join(lines))
+    try:
+        assert smkd(*words, cwd=folder).returncode == 0
+    finally:
+        history.unlink()
+    page = (folder / "changed.html").read_text()
+    assert "Changes since the start" in page
+    for change in ("resume_with: optim.lr=1e-5", "epochs: 2 -&gt; 3"):
+        assert f"<td>run</td><td>6</td><td>{change}</td>" in page
+
+
 def test_comparison(folder: Path) -> None:
     done = smkd("compare", "run.h5", "pixels.h5", "--query", "15", "--episodes", "100", "--json", "c.json", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 
 from smkd import distributed
 from smkd.data.loader import Views
+from smkd.engine.collapse import CollapseWatch
 from smkd.engine.guard import Guard
 from smkd.engine.log import RunLog
 from smkd.engine.meter import Meter
@@ -106,7 +107,8 @@ def measured(rank: int) -> tuple[list[dict[str, Any]], dict[str, float]]:
         def say(self, line: str) -> None:
             pass
 
-    meter = Meter(Lines(), config_of({"mim": {"weight": 1.0}}, log_every=2), 0, 2, Guard(9, lambda _: []))
+    config = config_of({"mim": {"weight": 1.0}}, log_every=2)
+    meter = Meter(Lines(), config, 0, 2, Guard(9, lambda _: []), CollapseWatch(config))
     for number, empty in enumerate(({"mim": 1}, {"cls": 2}) if rank else ({}, {"cls": 1})):
         losses = {
             name: torch.tensor(value + rank + number) for name, value in (("loss", 5.0), ("cls", 3.0), ("mim", 2.0))
@@ -218,7 +220,8 @@ def test_an_epoch_goes_on_with_another_number_of_processes() -> None:
             pass
 
     def meter() -> Meter:
-        return Meter(Silent(), config_of({"mim": {"weight": 1.0}}, log_every=9), 0, 9, Guard(9, lambda _: []))
+        config = config_of({"mim": {"weight": 1.0}}, log_every=9)
+        return Meter(Silent(), config, 0, 9, Guard(9, lambda _: []), CollapseWatch(config))
 
     states = []
     for rank in range(2):

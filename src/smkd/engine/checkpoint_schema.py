@@ -96,6 +96,7 @@ class _Document(_Plain):
     step_in_epoch: Count = 0
     meters: list[_Means] = []
     guards: list[_Skips] = []
+    collapse: dict[str, Count] = {}
     best: float | None = None
     best_step: int = -1
     stale: Count = 0

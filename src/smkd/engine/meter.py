@@ -14,6 +14,7 @@ from torch import Tensor
 
 from smkd import distributed
 from smkd.config.run_config import RunConfig
+from smkd.engine.collapse import CollapseWatch, measure
 from smkd.engine.guard import Guard
 from smkd.engine.log import RunLog
 from smkd.engine.step import StepResult
@@ -51,10 +52,14 @@ class Meter:
         epoch: counted from 0.
         steps: of the epoch.
         guard: told of each step, and asked which were skipped.
+        collapse: told what the teacher answers at the lines of the log.
     """
 
-    def __init__(self, log: RunLog, config: RunConfig, epoch: int, steps: int, guard: Guard) -> None:
-        self.log, self.config, self.epoch, self.steps, self.guard = log, config, epoch, steps, guard
+    def __init__(
+        self, log: RunLog, config: RunConfig, epoch: int, steps: int, guard: Guard, collapse: CollapseWatch
+    ) -> None:
+        self.log, self.config, self.epoch, self.steps = log, config, epoch, steps
+        self.guard, self.collapse = guard, collapse
         self.note = ""
         self.skipped = self.skipped_steps = 0
         self.assigned: list[Tensor] = []
@@ -108,9 +113,9 @@ class Meter:
         self.guard.note(step, result)
         done = step + 1
         if done % self.config.log_every == 0 or done % self.steps == 0:
-            self._flush(done, lr)
+            self._flush(done, lr, {} if result.answers is None else measure(result.answers))
 
-    def _flush(self, step: int, lr: float) -> None:
+    def _flush(self, step: int, lr: float, health: dict[str, float]) -> None:
         skipped = self.guard.report(self.log)
         taken = self.count - skipped
         means: dict[str, float] = {}
@@ -121,7 +126,8 @@ class Meter:
         # a term that some device found empty may be missing in the counts of this one
         empty = {f"empty_{name}": distributed.sum_int(self.empty.get(name, 0)) for name in self.sums}
         counts = {name: count for name, count in (*empty.items(), ("skipped", skipped)) if count}
-        self.log.write("train", step, {**means, "lr": lr, "images_per_second": round(speed, 1), **counts})
+        self.log.write("train", step, {**means, **health, "lr": lr, "images_per_second": round(speed, 1), **counts})
+        self.collapse.look(self.log, step, health)
         loss = f"loss {means['loss']:.3f}" if taken else "no finite loss"
         self.note = f"epoch {self.epoch + 1} {loss} {speed:.0f} images/s"
         if taken:

@@ -28,6 +28,8 @@ from smkd.files import PARTIAL
 
 NAME = ".lock"
 HELD = (errno.EACCES, errno.EAGAIN)
+REFUSED = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""Errors of reading that are no damage: no permission, no more open files, no memory."""
 
 
 @contextlib.contextmanager
@@ -264,13 +266,30 @@ def _by_age(out: Path) -> tuple[list[Path], list[Path]]:
 
 
 def _read(path: Path, damaged: dict[Path, str]) -> dict[str, Any] | None:
+    """What a checkpoint holds; None, and a note why, if it is damaged.
+
+    It is read a second time before it counts as damaged: PyTorch raises the end of a loading process, which an earlier
+    run in this Python may have left, in whatever the main thread is doing.
+
+    Raises:
+        CheckpointError: the machine does not let it be read, which says nothing about the file.
+    """
     try:
-        state = checkpoint.load_checkpoint(path)
-        needed(state, RESUMED, str(path))
-        return state
-    except CheckpointError as error:
-        damaged[path] = str(error)
-        return None
+        return _whole(path)
+    except CheckpointError:
+        try:
+            return _whole(path)
+        except CheckpointError as error:
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in REFUSED:
+                raise
+            damaged[path] = str(error)
+            return None
+
+
+def _whole(path: Path) -> dict[str, Any]:
+    state = checkpoint.load_checkpoint(path)
+    needed(state, RESUMED, str(path))
+    return state
 
 
 def tidy(out: Path, found: FoundCheckpoint | None, selection: Selection) -> list[str]:

@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.data.loader import Batch, Views
+from smkd.engine.collapse import TeacherAnswers
 from smkd.engine.optim import (
     Rates,
     clip_each,
@@ -37,6 +38,7 @@ class StepResult(NamedTuple):
         assigned: [images] prototype of the teacher for the first global view of each image.
         labels: [images] class of each image, on the CPU.
         skipped: bool [], whether the step changed nothing because its loss or a gradient was not finite.
+        answers: what the teacher says of these images.
     """
 
     losses: dict[str, Tensor]
@@ -44,6 +46,7 @@ class StepResult(NamedTuple):
     assigned: Tensor
     labels: Tensor
     skipped: Tensor
+    answers: TeacherAnswers | None = None
 
 
 @dataclass
@@ -104,10 +107,10 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         losses: dict[str, Tensor] = {}
         empty: dict[str, int] = {}
-        assigned: list[Tensor] = []
+        answers: list[tuple[Tensor, Tensor]] = []
         for this, each in zip(self.objective.passes(labels, [each.images for each in batches]), views, strict=True):
             with contextlib.nullcontext() if this.last else self._gradients_stay_here():
-                loss = self._forward(each, rates, assigned, this)
+                loss = self._forward(each, rates, answers, this)
                 with self.part("backward"):
                     self.scaler.scale(loss.total).backward()
             for name, value in (("loss", loss.total), *loss.terms.items()):
@@ -118,15 +121,20 @@ class Learner:
         with torch.no_grad():
             for center, before in zip(self.objective.buffers(), centers, strict=True):
                 center.copy_(torch.where(skipped, before, center))
-        return StepResult(losses, empty, torch.cat(assigned), torch.cat(labels), skipped)
+        logits, features = (torch.cat(parts) for parts in zip(*answers, strict=True))
+        told = TeacherAnswers(logits, centers[0], rates.cls_temperature, features)
+        return StepResult(losses, empty, logits.argmax(dim=-1), torch.cat(labels), skipped, told)
 
-    def _forward(self, views: Views, rates: Rates, assigned: list[Tensor], this: Pass | None = None) -> Losses:
+    def _forward(
+        self, views: Views, rates: Rates, answers: list[tuple[Tensor, Tensor]], this: Pass | None = None
+    ) -> Losses:
         with self._autocast():
             with self.part("teacher"):
                 targets = self.pair.teacher_outputs(views.global_views)
             with self.part("student"):
                 outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
-        assigned.append(targets.cls[0].argmax(dim=-1))  # [batch]
+        assert targets.features is not None
+        answers.append((targets.cls[0], targets.features[0]))  # [batch, prototypes], [batch, dim]
         with self.part("objective"):
             losses: Losses = self.objective(
                 outputs, targets, views.masks, views.labels,

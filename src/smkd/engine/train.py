@@ -26,6 +26,7 @@ from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import checkpoint, run_folder
+from smkd.engine.collapse import CollapseWatch
 from smkd.engine.guard import Guard
 from smkd.engine.log import Bar, RunLog, console
 from smkd.engine.meter import Meter
@@ -138,6 +139,7 @@ class Run:
             config.guard.max_skips + halvings, _images_of(self.images.labels, config, self.sampler.steps)
         )
         self.watch = Watch(config.save_minutes, config.max_hours)
+        self.collapse = CollapseWatch(config)
         self._take_weights()
 
     def _is_validated(self) -> bool:
@@ -161,6 +163,7 @@ class Run:
             self.logged = int(state["step"])
             if guards := state.get("guards"):
                 self.guard.resume(guards[distributed.rank() % len(guards)], self.device)
+            self.collapse.rows = dict(state.get("collapse", {}))
             if self.logged != self.step:  # an epoch has another length now, so this one begins anew
                 self.logged -= self.done
                 self.done = 0
@@ -268,7 +271,7 @@ class Run:
     def _train_epoch(self, loader: Iterable[Any], log: RunLog, bar: Bar) -> Meter:
         """What is left of an epoch; its numbers."""
         steps = self.sampler.steps
-        meter = Meter(log, self.config, self.epoch, steps, self.guard)
+        meter = Meter(log, self.config, self.epoch, steps, self.guard, self.collapse)
         if self.done and self.resumed is not None:
             meter.resume(self.resumed.state["meters"], self.device)
         self.resumed = None  # the memory is needed no longer
@@ -324,7 +327,8 @@ class Run:
                 )
             state = {
                 **learned, "epoch": self.epoch, "step_in_epoch": self.done, "step": self.step,
-                "meters": meters, "guards": guards, "best": self.selection.best, "stale": self.selection.stale,
+                "meters": meters, "guards": guards, "collapse": self.collapse.rows,
+                "best": self.selection.best, "stale": self.selection.stale,
                 "best_step": self.selection.step, "config": self.config.model_dump(mode="json"),
                 "classes": self.images.class_names, "data": self.data,
                 "version": __version__,

@@ -30,6 +30,7 @@ class Outputs(NamedTuple):
         local_cls: logits of the local views' [CLS], [local, batch, prototypes]; student only.
         classes: logits of the supervised classifier, [global, batch, classes]; student only, None if there is none.
         only_masked: `patches` holds the masked patches alone, in the order of the masks.
+        features: the backbone's [CLS], [global, batch, dim]; teacher only.
     """
 
     cls: Tensor
@@ -39,6 +40,7 @@ class Outputs(NamedTuple):
     local_cls: Tensor | None = None
     classes: Tensor | None = None
     only_masked: bool = False
+    features: Tensor | None = None
 
 
 class Request(NamedTuple):
@@ -50,12 +52,14 @@ class Request(NamedTuple):
         attention: weights of the patches by the [CLS] attention.
         masked: int64 [masked] on the device, places of the masked patches among [global, batch, patches], if logits
             of no others are needed.
+        features: the backbone's [CLS].
     """
 
     patches: bool = False
     tokens: bool = False
     attention: bool = False
     masked: Tensor | None = None
+    features: bool = False
 
 
 class Network(nn.Module):
@@ -101,6 +105,7 @@ class Network(nn.Module):
             local_cls=logits[shape[0] :] if len(logits) > shape[0] else None,
             classes=None if self.classifier is None else self.classifier(seen.cls).unflatten(0, shape),
             only_masked=request.masked is not None,
+            features=seen.cls.unflatten(0, shape) if request.features else None,
         )
 
 
@@ -145,7 +150,9 @@ class StudentTeacher(nn.Module):
         Args:
             global_views: [global, batch, 3, size, size].
         """
-        request = Request(patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention)
+        request = Request(
+            patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention, features=True
+        )  # fmt: skip
         with torch.inference_mode():
             outputs: Outputs = self.teacher(global_views, request)
         return outputs

@@ -44,6 +44,18 @@ def read_metrics(run: Path, kind: str) -> list[dict[str, Any]]:
     return found
 
 
+def read_history(run: Path) -> list[tuple[int, str]]:
+    """What was changed in a run after its start, and at which step, oldest first; damaged lines are left out."""
+    path = run / "history.jsonl"
+    records = [record for _, record in foreign_text.json_records(path)] if path.is_file() else []
+    return [
+        (record["step"], str(change))
+        for record in records
+        if record is not None and isinstance(record.get("step"), int) and isinstance(record.get("changes"), list)
+        for change in record["changes"]
+    ]
+
+
 def loss_curves(runs: Mapping[str, Path]) -> Figure:
     """Training losses of runs side by side, every term and the total against the step."""
     figure = Figure(figsize=(4.6 * len(runs), 3.2), layout="constrained")

@@ -160,9 +160,15 @@ def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
 
 
 def sections(rows: Sequence[Measured]) -> list[ReportSection]:
-    """The table and the pictures, for a page."""
+    """The table, what was changed in its runs after their start, and the pictures, for a page."""
+    changes = [
+        [row.name, str(step), change] for row in rows for step, change in figures.read_history(Path(row.name))
+    ]  # fmt: skip
+    header = ["run", "after step", "change"]
+    history = [ReportSection("Changes since the start", table=[header, *changes])] if changes else []
     return [
         ReportSection("Accuracy on unseen classes", "\n".join(conditions(rows)), results_table(rows)),
+        *history,
         ReportSection("Pictures", figures=list(result_figures(rows).values())),
     ]
 
