@@ -56,9 +56,10 @@ def main() -> None:
         "draws": given.draws, "held": float(np.mean(held)), "promised": float(np.mean(promised)),
         "met": float(np.mean(met)), "width": float(np.mean(widths)),
     }  # fmt: skip
+    held_in, promised_, met_, wide = (100 * found[key] for key in ("held", "promised", "met", "width"))
     print(f"{given.draws} draws of {given.classes} classes with {FEWEST} to {MOST} images: the interval holds the "
-          f"accuracy on other images in {100 * found['held']:.0f} % of them; promised {100 * found['promised']:.1f} %, met "
-          f"{100 * found['met']:.1f} % in the mean, {100 * found['width']:.1f} points wide")  # fmt: skip
+          f"accuracy on other images in {held_in:.0f} % of them; promised {promised_:.1f} %, met {met_:.1f} % in the "
+          f"mean, {wide:.1f} points wide")  # fmt: skip
     print(json.dumps(found))
 
 

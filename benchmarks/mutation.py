@@ -107,7 +107,8 @@ NAMED = (
 
 LAST_OF_TWO = "the last of two dimensions is 1"
 EQUIVALENT = {
-    ("engine.step", "assigned.append(targets.cls[0].argmax(dim=1))  # [batch]"): LAST_OF_TWO,
+    ("engine.step", "return StepResult(losses, empty, logits.argmax(dim=1), torch.cat(labels), skipped, told)"):
+        LAST_OF_TWO,
     ("objectives.patch_entropy", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
     ("objectives.patch_entropy", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
     ("objectives.patch_entropy", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,

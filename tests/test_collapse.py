@@ -12,7 +12,7 @@ import torch
 from run_files import OUT, records, run
 from smkd import api
 from smkd.engine import collapse
-from smkd.engine.collapse import CollapseWatch, TeacherAnswers, measure, signs
+from smkd.engine.collapse import CollapseWatch, TeacherAnswers, measure_answers, signs
 from smkd.engine.step import Learner
 from smkd.errors import Stopped
 from smkd.models.pair import StudentTeacher
@@ -26,12 +26,12 @@ def answers(logits: torch.Tensor, features: torch.Tensor | None = None) -> Teach
 
 
 def test_the_numbers_of_known_answers() -> None:
-    certain = measure(answers(1000 * torch.eye(8)[[0, 0, 3, 5]]))
+    certain = measure_answers(answers(1000 * torch.eye(8)[[0, 0, 3, 5]]))
     assert certain["target_entropy"] == pytest.approx(0, abs=1e-6)
     assert certain["mean_target_entropy"] == pytest.approx(1.5 * math.log(2) / math.log(8))
     assert certain["target_prototypes"] == 3
     assert certain["feature_rank"] == pytest.approx(4)
-    uniform = measure(answers(torch.zeros(4, 8), torch.ones(4, 9)))
+    uniform = measure_answers(answers(torch.zeros(4, 8), torch.ones(4, 9)))
     assert uniform["target_entropy"] == pytest.approx(1)
     assert uniform["mean_target_entropy"] == pytest.approx(1)
     assert uniform["feature_rank"] == pytest.approx(1, abs=1e-3)
@@ -39,12 +39,12 @@ def test_the_numbers_of_known_answers() -> None:
     tall = torch.zeros(9, 2)
     tall[0, 0], tall[1, 1] = 2.0, 1.0
     rank = math.exp(-(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3))
-    assert measure(answers(torch.zeros(9, 8), tall))["feature_rank"] == pytest.approx(rank)
+    assert measure_answers(answers(torch.zeros(9, 8), tall))["feature_rank"] == pytest.approx(rank)
 
 
 def test_the_centre_and_the_temperature_count() -> None:
     logits = torch.tensor([[9.0, 0.0], [9.0, 2.0]])
-    found = measure(TeacherAnswers(logits, torch.tensor([8.0, 0.0]), 0.5, torch.eye(2)))
+    found = measure_answers(TeacherAnswers(logits, torch.tensor([8.0, 0.0]), 0.5, torch.eye(2)))
     p = torch.tensor([[2.0, 0.0], [2.0, 4.0]]).softmax(dim=-1)
     assert found["target_entropy"] == pytest.approx(float(-(p * p.log()).sum(dim=-1).mean()) / math.log(2), rel=1e-5)
     assert found["target_prototypes"] == 2
@@ -54,7 +54,7 @@ def test_the_centre_and_the_temperature_count() -> None:
 def test_what_is_not_finite_has_no_numbers(where: str) -> None:
     logits, features = torch.zeros(4, 8), torch.eye(4)
     {"logits": logits, "features": features}[where][1, 1] = torch.nan
-    assert measure(answers(logits, features)) == {}
+    assert measure_answers(answers(logits, features)) == {}
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class TeacherAnswers(NamedTuple):
 
 
 @torch.no_grad()
-def measure(answers: TeacherAnswers) -> dict[str, float]:
+def measure_answers(answers: TeacherAnswers) -> dict[str, float]:
     """Numbers that tell a collapse, over the images of all devices; the device is waited for.
 
     Returns:
@@ -75,7 +75,7 @@ def signs(values: Mapping[str, float], config: RunConfig) -> dict[str, str]:
     """What collapsed, as a line for each sign; healthy numbers have none.
 
     Args:
-        values: as `measure` returns them.
+        values: as `measure_answers` returns them.
         config: of the run. Where no [CLS] term trains the prototypes, the features alone are looked at.
     """
     found = {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from smkd import distributed
 from smkd.config.run_config import RunConfig
-from smkd.engine.collapse import CollapseWatch, measure
+from smkd.engine.collapse import CollapseWatch, measure_answers
 from smkd.engine.guard import Guard
 from smkd.engine.log import RunLog
 from smkd.engine.step import StepResult
@@ -113,7 +113,7 @@ class Meter:
         self.guard.note(step, result)
         done = step + 1
         if done % self.config.log_every == 0 or done % self.steps == 0:
-            self._flush(done, lr, {} if result.answers is None else measure(result.answers))
+            self._flush(done, lr, {} if result.answers is None else measure_answers(result.answers))
 
     def _flush(self, step: int, lr: float, health: dict[str, float]) -> None:
         skipped = self.guard.report(self.log)
