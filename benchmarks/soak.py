@@ -1,6 +1,7 @@
 """Disturb runs at random moments until they end, and compare them with runs that nothing disturbed.
 
 python benchmarks/soak.py [--kills 50] [--terms 20] [--seed 0] [--epochs 6] [--only phase1-w0-p1]
+python benchmarks/soak.py --minutes 60       the memory of one run, which is stopped at the end and saves all the time
 
 Both phases, 0 and 2 loader processes, 1 and 2 training processes. Kills (SIGKILL, of the whole job or of its first
 process alone) and SIGTERMs are spread evenly over these. At the end every checkpoint and every record must be those of
@@ -87,6 +88,43 @@ def disturb(line: list[str], folder: Path, numbers: list[int], seconds: float, r
             return seen
 
 
+def memory(process: int) -> float:
+    """Resident megabytes of a process and those that it has started (Linux)."""
+    kilobytes, waiting = 0, [process]
+    while waiting:
+        number = waiting.pop()
+        try:
+            waiting += [int(child) for task in Path(f"/proc/{number}/task").iterdir()
+                        for child in (task / "children").read_text().split()]  # fmt: skip
+            lines = Path(f"/proc/{number}/status").read_text().splitlines()
+        except OSError:  # it has just ended
+            continue
+        kilobytes += sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    return kilobytes / 1024
+
+
+def endure(minutes: float) -> None:
+    """Train that long, look at the memory, stop by SIGTERM, and say what came of it."""
+    line = command("phase2", 2, 1, 10**6)
+    with tempfile.TemporaryDirectory() as folder:
+        process, seen, begun = start(line, Path(folder)), [], time.monotonic()
+        time.sleep(min(60.0, 15 * minutes))  # until everything is loaded
+        while time.monotonic() - begun < 60 * minutes:
+            seen.append(memory(process.pid))
+            time.sleep(1)
+            if process.poll() is not None:
+                raise SystemExit(process.communicate()[1])
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+        found = result(Path(folder))
+    tenths = [sorted(part)[len(part) // 2] for part in (seen[i * len(seen) // 10 : (i + 1) * len(seen) // 10]
+                                                        for i in range(10))]  # fmt: skip
+    steps = max(record["step"] for record in found["records"])
+    shown, drift = ", ".join(f"{each:.0f}" for each in tenths), 100 * (tenths[-1] / tenths[0] - 1)
+    print(f"{minutes:g} minutes, {steps} steps, exit {process.returncode}; median MB in each tenth of the time: {shown}; "
+          f"drift {drift:+.1f} %")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
@@ -94,7 +132,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="one of the settings")
+    parser.add_argument("--minutes", type=float, help="of the run whose memory is looked at, instead of all that")
     options = parser.parse_args()
+    if options.minutes:
+        endure(options.minutes)
+        return
     settings = {
         f"{phase}-w{workers}-p{processes}": (phase, workers, processes)
         for phase in PHASES for workers in (0, 2) for processes in (1, 2)
