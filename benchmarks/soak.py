@@ -121,8 +121,8 @@ def endure(minutes: float) -> None:
                                                         for i in range(10))]  # fmt: skip
     steps = max(record["step"] for record in found["records"])
     shown, drift = ", ".join(f"{each:.0f}" for each in tenths), 100 * (tenths[-1] / tenths[0] - 1)
-    print(f"{minutes:g} minutes, {steps} steps, exit {process.returncode}; median MB in each tenth of the time: {shown}; "
-          f"drift {drift:+.1f} %")  # fmt: skip
+    print(f"{minutes:g} minutes, {steps} steps, exit {process.returncode}; median MB in each tenth: {shown}; drift "
+          f"{drift:+.1f} %")  # fmt: skip
 
 
 def main() -> None:
