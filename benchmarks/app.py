@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from smkd.app.answers import answer, learn, reasons
-from smkd.app.support import Support, taken
+from smkd.app.support import Support, learn, taken
 from smkd.classify import FewShotClassifier
+from smkd.classify.answers import answer
 from smkd.classify.encoder import Encoder, EncoderConfig
 from smkd.config.loading import resolve
 from smkd.models.vit import VisionTransformer
+from smkd.viz.explain import reasons
 
 CLASSES, SHOTS = 10, 5
 T = TypeVar("T")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import shutil
@@ -178,6 +179,15 @@ def test_from_photographs_to_a_file_that_predicts(page: Page, place: Path, tmp_p
     words = [sys.executable, "-m", "smkd", "predict", str(file), *map(str, asked)]
     lines = subprocess.run(words, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     chances = FewShotClassifier.load(file, accelerator="cpu").predict_proba(asked)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Download the answers (CSV)").click()
+    assert download.value.suggested_filename == "answers.csv"
+    rows = list(csv.reader(download.value.path().read_text().splitlines()))
+    assert rows[0] == ["image", "answer", "known", "class_1", "probability_1", "class_2", "probability_2"]
+    assert [(row[0], row[3], float(row[4])) for row in rows[1:]] == [
+        (path.name, classes[chance.argmax()], pytest.approx(chance.max(), abs=1e-4))
+        for path, chance in zip(asked, chances, strict=True)
+    ]
     thumbnails = page.locator("#tried .thumbnail-item")
     for number, (path, line, chance) in enumerate(zip(asked, lines, chances, strict=True)):
         best = classes[chance.argmax()]

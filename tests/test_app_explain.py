@@ -12,25 +12,27 @@ from PIL import Image, ImageColor
 
 from classify_data import tiny_checkpoint
 from made_images import photographs
-from smkd.app.answers import MATCHES, NONE, Lesson, answer, learn, reasons
-from smkd.app.explain import (
+from smkd.app.support import Support, learn, taken
+from smkd.classify import Encoder, open_encoder
+from smkd.classify.answers import NONE, Lesson, answer
+from smkd.classify.pictures import Pictures
+from smkd.errors import DataError
+from smkd.fewshot.features import pool
+from smkd.models.vit import Tokens
+from smkd.objectives.patch import match_paper
+from smkd.viz.explain import (
     COLORS,
     GAP,
+    MATCHES,
     SIDE,
     Match,
     attention_picture,
     central_square,
     match_patches,
     matches_picture,
+    reasons,
     see,
 )
-from smkd.app.support import Support, taken
-from smkd.classify import Encoder, open_encoder
-from smkd.classify.pictures import Pictures
-from smkd.errors import DataError
-from smkd.fewshot.features import pool
-from smkd.models.vit import Tokens
-from smkd.objectives.patch import match_paper
 
 
 @pytest.fixture(scope="module")

@@ -10,15 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 
-from smkd.app.answers import Answer, Lesson, answer, learn, reasons
-from smkd.app.support import Photo, Support, taken, zip_classes
+from smkd.app.support import Support, learn, taken, zip_classes
+from smkd.classify.answers import Answer, Lesson, Photo, answer, answer_rows, answers_csv
 from smkd.classify.encoder import Encoder
 from smkd.classify.left_out import LeftOutAccuracy
 from smkd.errors import DataError, SmkdError
+from smkd.viz.explain import NO_NETWORK, reasons
 
 MOST_QUERIES = 50
-NO_NETWORK = "Plain colours have no attention and no patches: give a network as --backbone to see them."
 GalleryItems = list[tuple[str, str | None]] | None
 """What a gallery holds: files with their captions."""
 
@@ -129,8 +130,26 @@ def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: f
         hidden = [gr.Label(visible=False), gr.Gallery(visible=False), gr.Image(visible=False), gr.Image(visible=False)]
         return [gr.skip(), "<p>Press Learn first.</p>" if queries else "", *hidden, ""]
     answers = [answer(lesson, photo, reject) for photo in queries]
-    captions = [(each.photo.path, _caption(each)) for each in answers]
+    captions = [(each.photo.path, each.caption) for each in answers]
     return [captions, *_explained(lesson, answers[min(chosen, len(answers) - 1)], reject)]
+
+
+def save_answers(
+    place: Path, lesson: Lesson | None, queries: Sequence[Photo], reject: float, old: str | None
+) -> Any:  # fmt: skip
+    """The button that downloads the answers as CSV, the same columns as of `smkd predict --csv`; hidden without any."""
+    if old is not None:
+        shutil.rmtree(Path(old).parent, ignore_errors=True)
+    if lesson is None or not queries:
+        return gr.DownloadButton(value=None, visible=False)
+    classifier = lesson.classifier
+    rows = answer_rows(
+        classifier, [photo.name for photo in queries], np.stack([photo.feature for photo in queries]),
+        len(classifier.classes_), None if classifier.known_ is None else reject,
+    )  # fmt: skip
+    file = Path(tempfile.mkdtemp(dir=place)) / "answers.csv"
+    file.write_text(answers_csv(rows), encoding="utf-8", errors="surrogateescape")
+    return gr.DownloadButton("Download the answers (CSV)", value=str(file), visible=True)
 
 
 def threshold(lesson: Lesson | None, reject: float) -> str:
@@ -180,15 +199,11 @@ def _by_class(left: LeftOutAccuracy) -> str:
     return f"<ul class='shares'>{''.join(lines)}</ul>"
 
 
-def _caption(given: Answer) -> str:
-    return given.text if given.rejected else f"{given.text} {100 * given.chances[given.text]:.0f}\u00a0%"
-
-
 def _explained(lesson: Lesson, given: Answer, reject: float) -> list[Any]:
     """The answer, the probabilities, the nearest photographs, the two pictures, and words about them."""
-    name, nearest = given.photo.name, given.neighbours[0]
+    name = given.photo.name
     familiar = "" if given.known is None else f"chance of any of the classes {given.known:.2f}, threshold {reject:.2f}"
-    said = f"{html.escape(name)}: <strong>{html.escape(_caption(given))}</strong><small>{familiar}</small>"
+    said = f"{html.escape(name)}: <strong>{html.escape(given.caption)}</strong><small>{familiar}</small>"
     gallery = [(each.photo.path, f"{each.label} {each.cosine:.2f}") for each in given.neighbours]
     found = [
         f"<p role='status'>{said}</p>", gr.Label(given.chances, visible=True), gr.Gallery(gallery, visible=True),
@@ -199,16 +214,9 @@ def _explained(lesson: Lesson, given: Answer, reject: float) -> list[Any]:
         return [*found, gr.Image(visible=False), gr.Image(visible=False), wrong(error)]
     if why is None:
         return [*found, gr.Image(visible=False), gr.Image(visible=False), f"<p>{NO_NETWORK}</p>"]
-    looked = 100 * sum(match.weight for match in why.drawn)
-    cosines = "; ".join(f"{number}: {match.cosine:.2f}" for number, match in enumerate(why.drawn, start=1))
-    words = (
-        f"The {len(why.drawn)} matches that add most to a patch-by-patch similarity of {why.similarity:.2f}, which "
-        f"weighs each patch by its attention; these patches get {looked:.0f} % of it. Their cosines: {cosines}."
-    )
-    of_matches = f"Patches of {name} beside those of {nearest.photo.name} ({nearest.label}) that they match"
     return [
         *found,
         gr.Image(why.attention, visible=True, alt_text=f"Where [CLS] attends in {name}"),
-        gr.Image(why.matches, visible=True, alt_text=of_matches),
-        f"<p>{words}</p>",
+        gr.Image(why.matches, visible=True, alt_text=why.caption),
+        f"<p>{why.words}</p>",
     ]

@@ -92,6 +92,7 @@ def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.
                 )  # fmt: skip
                 weighed = gr.HTML(elem_classes="said", elem_id="threshold")
                 refused = gr.HTML(elem_classes="said")
+                table = gr.DownloadButton("Download the answers (CSV)", visible=False, elem_id="answers")
             with gr.Column(min_width=300):
                 answered = gr.HTML(elem_classes="answer", elem_id="answer")
                 chances = gr.Label(
@@ -111,6 +112,10 @@ def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.
         _when(
             [lesson.change, reject.change], events.threshold, [lesson, reject], [weighed], trigger_mode="always_last",
             show_progress="hidden",
+        )  # fmt: skip
+        _when(
+            [queries.change, lesson.change, reject.change], partial(events.save_answers, place), [*given, table],
+            [table], trigger_mode="always_last", show_progress="hidden",
         )  # fmt: skip
         # a press while another is being answered would be dropped, and the gallery does not tell it twice
         _when(tried.select, events.press, given, [chosen, tried, *shown], trigger_mode="multiple")

@@ -1,18 +1,19 @@
-"""The classes and photographs that a user has dropped; each photograph is read and encoded once."""
+"""The classes and photographs that a user has dropped, each encoded once, and the classifier that they make."""
 
 from __future__ import annotations
 
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from smkd.classify.answers import Lesson, Photo
 from smkd.classify.encoder import Encoder
+from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.pictures import support_images
 from smkd.data.decoding import TooLargeError, read_file, shape
 from smkd.data.formats import class_folders, is_hidden_path, is_picture
@@ -23,24 +24,6 @@ MOST_PIXELS = 64_000_000
 """A photograph of so many takes 0.7 GB for a moment."""
 MOST_PHOTOS = 1000
 ZIP_BOUNDS = Bounds(member=128 * MIB, total=1024 * MIB)
-
-
-@dataclass(frozen=True)
-class Photo:
-    """An image that can be read.
-
-    Attributes:
-        path: its file; two photographs of the same file are equal.
-        feature: float32 [dim].
-    """
-
-    path: str
-    feature: NDArray[np.float32] = field(compare=False, repr=False)
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return Path(self.path).name
 
 
 @dataclass(frozen=True)
@@ -187,6 +170,23 @@ def zip_classes(archive: Path, place: Path) -> Classes:
     except DataError as error:
         raise DataError(str(error).replace(str(folder), label)) from error
     return Classes(classes.files, [line.replace(str(folder), label) for line in classes.left_out])
+
+
+def learn(encoder: Encoder, support: Support) -> Lesson:
+    """A classifier of the photographs; the head is chosen by cross-validation where there are enough.
+
+    Raises:
+        DataError: fewer than two classes, or one without photographs.
+    """
+    if len(support.groups) < 2:
+        raise DataError("a classifier needs at least two classes: add one")
+    for group in support.groups:
+        if not group.photos:
+            raise DataError(f"'{group.name}' has no photographs: add some, or remove the class")
+    photos = tuple(photo for group in support.groups for photo in group.photos)
+    labels = [group.name for group in support.groups for _ in group.photos]
+    features = np.stack([photo.feature for photo in photos])
+    return Lesson(FewShotClassifier(encoder, "auto").fit(features, labels), photos)
 
 
 def _too_large(path: str) -> str | None:

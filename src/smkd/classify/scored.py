@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
+from smkd.classify.added import learned_rows
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.left_out import SPREAD, ClassShare, left_out
 from smkd.classify.pictures import InputError
@@ -22,8 +23,6 @@ from smkd.files import nearest
 
 BINS = 10
 """Of the calibration error, each with as many images."""
-SAME = 1 - 1e-4
-"""Cosine of the features of two files that hold the same image."""
 
 
 class Threshold(NamedTuple):
@@ -244,7 +243,8 @@ def score_features(
     return Scored(
         names, tuple(map(str, range(len(values)) if images is None else images)),
         np.array([known[str(label)] for label in labels], np.int64), classifier.predict_proba(values),
-        classifier.known_proba(values) if learned else None, strange, _seen_before(classifier, values),
+        classifier.known_proba(values) if learned else None, strange,
+        int((learned_rows(classifier, values) >= 0).sum()),
     )  # fmt: skip
 
 
@@ -286,10 +286,3 @@ def check_classes(names: Sequence[str], classifier: FewShotClassifier, folder: s
                 f"a folder of their own: --unknown FOLDER{nearest(name, own.values())}"
             )
     return {name: own[unicodedata.normalize("NFC", name)] for name in names}
-
-
-def _seen_before(classifier: FewShotClassifier, values: NDArray[np.float32]) -> int:
-    """How many features are those of a support image."""
-    units = torch.nn.functional.normalize(torch.from_numpy(values), dim=1)
-    support = torch.nn.functional.normalize(torch.from_numpy(classifier.support_), dim=1)
-    return int(((units @ support.T).amax(dim=1) > SAME).sum())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -83,7 +81,7 @@ def fit(
         write_json(json_file, _record(classifier))
     if report is not None:
         _save_report(report, classifier, paths, f"{support}: each image left out in turn.")
-    _say(_summary(classifier))
+    _say(summary(classifier))
     say(f"written: {out}")
 
 
@@ -104,6 +102,7 @@ def predict(
     ] = None,
 ) -> None:
     """Classify images; exit code 1 if some could not be read."""
+    from smkd.classify.answers import answer_rows, answers_csv
     from smkd.classify.estimator import FewShotClassifier
     from smkd.classify.pictures import listed_images
 
@@ -112,9 +111,9 @@ def predict(
         raise ConfigError(f"'{classifier}' was made from features and has no backbone to look at images with")
     paths = listed_images(images)
     encoded = _some(loaded.encoder_, paths)
-    answers = _answers(loaded, [paths[row] for row in encoded.rows], encoded.values, top, reject)
+    answers = answer_rows(loaded, [str(paths[row]) for row in encoded.rows], encoded.values, top, reject)
     if csv_file is not None:
-        write_text(csv_file, _table(answers), "--csv")
+        write_text(csv_file, answers_csv(answers), "--csv")
     if json_file is not None:
         unread = [str(path) for row, path in enumerate(paths) if row not in set(encoded.rows.tolist())]
         left = loaded.left_out_.as_dict(REJECTS if reject is None else [reject])
@@ -199,7 +198,7 @@ def _count_unreadable(encoded: Encoded) -> None:
         raise typer.Exit(1)
 
 
-def _summary(classifier: FewShotClassifier) -> list[str]:
+def summary(classifier: FewShotClassifier) -> list[str]:
     """What was learned, a line each."""
     from smkd.classify.left_out import SHOTS
 
@@ -268,43 +267,11 @@ def _record(classifier: FewShotClassifier) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _answers(
-    classifier: FewShotClassifier, paths: list[Path], features: NDArray[np.float32], top: int, reject: float | None
-) -> list[dict[str, Any]]:
-    """Plain values of each image: its answer, the chance that it is known at all, and its most probable classes."""
-    chances = classifier.predict_proba(features)
-    # without --reject an unknown chance is no mistake
-    known = None if reject is None and classifier.known_ is None else classifier.known_proba(features)
-    names = [str(name) for name in classifier.classes_]
-    found = []
-    for row, path in enumerate(paths):
-        best = [int(label) for label in (-chances[row]).argsort(kind="stable")[:top]]
-        refused = reject is not None and known is not None and known[row] < reject
-        found.append({
-            "image": str(path), "answer": NONE if refused else names[best[0]],
-            "known": None if known is None else round(float(known[row]), 4),
-            "classes": [{"class": names[label], "probability": round(float(chances[row, label]), 4)} for label in best],
-        })  # fmt: skip
-    return found
-
-
 def _line(answer: dict[str, Any]) -> str:
     classes = ", ".join(f"{each['class']} {each['probability']:.2f}" for each in answer["classes"])
     if answer["answer"] == NONE:
         return f"{answer['image']}: {NONE} (known {answer['known']:.2f}; else {classes})"
     return f"{answer['image']}: {classes}"
-
-
-def _table(answers: list[dict[str, Any]]) -> str:
-    count = len(answers[0]["classes"])
-    ranks = [column for rank in range(1, count + 1) for column in (f"class_{rank}", f"probability_{rank}")]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "answer", "known", *ranks])
-    for each in answers:
-        pairs = [value for pair in each["classes"] for value in pair.values()]
-        writer.writerow([each["image"], each["answer"], each["known"], *pairs])
-    return text.getvalue()
 
 
 def _say(lines: list[str]) -> None:

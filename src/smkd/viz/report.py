@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from smkd.data.decoding import decode, read_file
 from smkd.files import written_aside
@@ -46,7 +47,7 @@ class ReportSection:
     text: str = ""
     table: Sequence[Sequence[str]] = ()
     """Rows of cells, the header first."""
-    figures: Sequence[tuple[Figure, str]] = ()
+    figures: Sequence[tuple[Figure | Image.Image, str]] = ()
     """Pictures with their descriptions."""
     photographs: Sequence[tuple[str, str]] = ()
     """Image files with their captions."""
@@ -107,7 +108,10 @@ def _small(path: str) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _inline(figure: Figure) -> str:
+def _inline(figure: Figure | Image.Image) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
+    if isinstance(figure, Image.Image):
+        figure.save(buffer, "PNG")
+    else:
+        figure.savefig(buffer, format="png", dpi=130)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
