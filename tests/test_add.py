@@ -99,8 +99,10 @@ def test_folders(place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     shutil.copy(next((place / "cat").iterdir()), mixed / "x.png")
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for name, line in (("mixed", "holds images beside folders"), ("empty", "holds no images"), ("none", "does not exist"),
-                       ("file", "is a file")):  # fmt: skip
+    for name, line in (
+        ("mixed", "holds images beside folders"), ("empty", "holds no images"), ("none", "does not exist"),
+        ("file", "is a file"),
+    ):  # fmt: skip
         with pytest.raises(DataError, match=line):
             images_by_class(tmp_path / name)
 
