@@ -21,13 +21,14 @@ from torch import Tensor
 from run_files import MEASURED
 from smkd import api, distributed
 from smkd.config.run_config import RunConfig
-from smkd.engine import shard
+from smkd.engine import shard, step
 from smkd.engine.checkpoint import load_checkpoint
 from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 from smkd.engine.train import _train
 from smkd.errors import ConfigError, Stopped
 from smkd.fewshot.validation import FewShotValidation
+from smkd.models.pair import StudentTeacher
 from whole_steps import ACROSS, IMAGES, SUBSETS, config_of, only, views_of, without_keys
 
 CPU = torch.device("cpu")
@@ -67,12 +68,18 @@ def cases() -> dict[str, tuple[RunConfig, int]]:
 def learner_of(config: RunConfig, how: str) -> Learner:
     """With prototypes whose norms differ, and centres that are not zero."""
     config = config.model_copy(update={"devices": 2, "shard": how})
-    learner = Learner.create(config, 8, CPU, torch.bfloat16 if config.precision == "bf16" else None)
     noise = torch.Generator().manual_seed(1)
+
+    class Noisy(StudentTeacher):
+        def __init__(self, *settings: Any) -> None:
+            super().__init__(*settings)
+            with torch.no_grad():
+                for each in self.parameters():
+                    each.add_(0.05 * torch.randn(each.shape, generator=noise))
+
+    with mock.patch.object(step, "StudentTeacher", Noisy):
+        learner = Learner.create(config, 8, CPU, torch.bfloat16 if config.precision == "bf16" else None)
     with torch.no_grad():
-        for network in (learner.pair.student, learner.pair.teacher):
-            for each in network.parameters():
-                each.add_(shard.part_like(0.05 * torch.randn(each.shape, generator=noise), each))
         for center in learner.objective.buffers():
             center.normal_(generator=noise)
     return learner
@@ -83,12 +90,12 @@ def steps_of(config: RunConfig, steps: int, how: str, rank: int) -> Record:
     learner = learner_of(config, how)
     assert shard.is_shared_out(learner.pair.student) == shard.is_shared_out(learner.pair.teacher) == (how == "full")
     size = IMAGES // (2 * config.accumulate)
-    starts = [(number * 2 + rank) * size for number in range(config.accumulate)]
+    starts = [(2 * each + rank) * size for each in range(config.accumulate)]
     passes = [views_of(ACROSS, slice(start, start + size)) for start in starts]
     losses, gradients = [], []
-    for step in range(steps):
-        torch.manual_seed(step)
-        result = learner.step(passes, rates_at(config, step, 3))
+    for number in range(steps):
+        torch.manual_seed(number)
+        result = learner.step(passes, rates_at(config, number, 3))
         losses.append({name: distributed.mean(value) for name, value in result.losses.items()})
         gradients.append(shard.whole({name: each.grad for name, each in learner.pair.student.named_parameters()}))
     parts = {"student": learner.pair.student, "teacher": learner.pair.teacher, "objective": learner.objective}
@@ -119,14 +126,14 @@ def interrupted() -> Iterator[None]:
     """Around a run that gets a signal in one of its steps, and ends after it."""
     real, count = Learner.step, 0
 
-    def step(self: Learner, *inputs: Any) -> Any:
+    def counted(self: Learner, *inputs: Any) -> Any:
         nonlocal count
         count += 1
         if count == TURN:
             signal.raise_signal(signal.SIGUSR1)
         return real(self, *inputs)
 
-    with mock.patch.object(Learner, "step", step), pytest.raises(Stopped):
+    with mock.patch.object(Learner, "step", counted), pytest.raises(Stopped):
         yield
 
 
@@ -182,13 +189,13 @@ def test_shared_out_learns_the_same(name: str, found: dict[str, dict[str, Record
     ours, expected = found["full"][name], found["none"][name]
     near = 1e-2 if name == "bf16" else 1e-5
     for part in ("losses", "gradients"):
-        for step, (a, b) in enumerate(zip(ours[part], expected[part], strict=True)):
-            assert_near(a, b, near, f"{part} of step {step}")
+        for number, (a, b) in enumerate(zip(ours[part], expected[part], strict=True)):
+            assert_near(a, b, near, f"{part} of step {number}")
     assert_near(ours["objective"], expected["objective"], near, "centres")
     # Adam's step is the learning rate by the gradient's sign, and the sign of a zero is rounding
     sure: dict[str, Tensor] = {}
     for key in expected["student"]:
-        of_steps = [step.get(key) for step in expected["gradients"]]
+        of_steps = [each.get(key) for each in expected["gradients"]]
         learning = [each.abs() for each in of_steps if each is not None]
         if len(learning) == len(of_steps):
             sure[key] = torch.stack(learning).amin(dim=0) > 1e-4
@@ -215,9 +222,9 @@ def assert_near(ours: Record, expected: Record, near: float, what: str) -> None:
 def test_clipping_freezing_and_idle_weights_show(found: dict[str, dict[str, Record]]) -> None:
     """Each case does what it is there for."""
     clipped = found["full"]["clip+freeze"]["gradients"]
-    norms = [float(each.norm()) for step in clipped for each in step.values() if each is not None]
+    norms = [float(each.norm()) for grads in clipped for each in grads.values() if each is not None]
     assert max(norms) == pytest.approx(0.05, rel=1e-3)
-    assert [step["head.last_layer.weight_v"] is None for step in clipped] == [True] * 3 + [False] * 2
+    assert [grads["head.last_layer.weight_v"] is None for grads in clipped] == [True] * 3 + [False] * 2
     assert found["full"]["cls"]["gradients"][0]["head.last_layer2.weight_v"] is None
 
 
