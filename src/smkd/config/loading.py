@@ -28,7 +28,7 @@ from smkd.processes import is_first_rank
 FREE_KEYS = frozenset((
     "out", "resume", "resume_with", "overwrite", "num_workers", "log_every", "wandb", "wandb_project", "data.cache",
     "data.cache_dir", "compile", "recompute", "keep", "save_minutes", "max_hours", "save_every", "epochs", "validation",
-    "data.root", "data.on_error", "data.changed", "devices", "num_nodes", "accumulate", "precision", "guard",
+    "data.root", "data.on_error", "data.changed", "devices", "num_nodes", "shard", "accumulate", "precision", "guard",
 ))  # fmt: skip
 # What `resume_with` cannot change: networks, data and what steps are counted in.
 FIXED_KEYS = frozenset((

@@ -94,6 +94,9 @@ class RunConfig(Section):
     """Processes on this machine, one device each."""
     num_nodes: Positive = 1
     """Machines; more than one needs torchrun or SLURM (docs/scale.md)."""
+    shard: Literal["none", "full"] = "none"
+    """full: each of several devices keeps only its part of the weights and of what the optimiser knows of them
+    (docs/scale.md)."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """auto: bfloat16 where the hardware has it, else float16 on CUDA, else float32."""
     compile: bool | Literal["auto"] = "auto"
@@ -168,6 +171,18 @@ class RunConfig(Section):
                 f"data.sampler: classes={sampler.classes} x per_class={sampler.per_class} "
                 f"must be batch_size={self.batch_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_shard(self) -> RunConfig:
+        refused = {
+            "needs several processes: set devices=<GPUs>": self.devices * self.num_nodes == 1,
+            "does not work with compile=true: leave compile out": self.compile is True,
+            "does not work with precision=fp16: use bf16 or fp32": self.precision == "fp16",
+            "does not work with accelerator=mps: use cuda": self.accelerator == "mps",
+        }
+        if self.shard == "full" and any(refused.values()):
+            raise ValueError(f"shard=full {next(why for why, holds in refused.items() if holds)}, or shard=none")
         return self
 
     @property

@@ -14,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import TemperatureConfig
+from smkd.engine import shard
 from smkd.models.pair import StudentTeacher
 from smkd.weights.rename import BACKBONE
 
@@ -118,7 +119,7 @@ def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
 @torch.no_grad()
 def not_finite(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """Whether a loss or the norm of a gradient is infinite or NaN, on any process; bool [], on the device."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    norms = torch._foreach_norm(shard.local_parts(p.grad for p in parameters if p.grad is not None))
     return distributed.anywhere(~torch.stack([loss.float(), *(norm.float() for norm in norms)]).sum().isfinite())
 
 
@@ -143,8 +144,8 @@ def clip_each(parameters: Iterable[nn.Parameter], limit: float) -> None:
     grads = [p.grad for p in parameters if p.grad is not None]
     if limit <= 0 or not grads:
         return
-    factors = (limit / (torch.stack(torch._foreach_norm(grads)) + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(grads, factors.unbind())
+    factors = (limit / (shard.norms(grads) + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(shard.local_parts(grads), factors.unbind())
 
 
 def drop_last_layer_gradients(model: nn.Module) -> None:
@@ -157,7 +158,7 @@ def drop_last_layer_gradients(model: nn.Module) -> None:
 def compile_backbones(
     pair: StudentTeacher, wanted: bool | Literal["auto"], device: torch.device, say: Callable[[str], None]
 ) -> None:
-    """Compile the forward passes of training; 'auto' does so on CUDA.
+    """Compile the forward passes of training; 'auto' does so on CUDA, but not of networks that are shared out.
 
     Evaluation uses the last blocks at other sizes, and is not compiled.
 
@@ -167,7 +168,7 @@ def compile_backbones(
         device: of the networks.
         say: told in one line if the compiler fails at the first batch; the run then goes on without it.
     """
-    if wanted is True or (wanted == "auto" and device.type == "cuda"):
+    if wanted is True or (wanted == "auto" and device.type == "cuda" and not shard.is_shared_out(pair)):
         for backbone in (pair.student.backbone, pair.teacher.backbone):
             _compile(backbone, say)
 

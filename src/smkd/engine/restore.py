@@ -10,7 +10,7 @@ from torch import nn
 
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
-from smkd.engine import checkpoint
+from smkd.engine import checkpoint, shard
 from smkd.engine.checkpoint_schema import RESUMED, checked_optimizer, needed
 from smkd.engine.optim import grouped
 from smkd.engine.step import Learner
@@ -103,7 +103,8 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
                 f"the checkpoint does not fit this model ({len(wrong)} weights): {name}.{key}: this run {want}, "
                 f"the checkpoint {have}"
             )
-        module.load_state_dict({key: value for key, value in given.items() if key not in fresh}, strict=False)
+        fitting = {key: shard.part_like(value, own[key]) for key, value in given.items() if key not in fresh}
+        module.load_state_dict(fitting, strict=False)
     if optimizer:
         _restore_optimizer(learner, state)
     return lines
@@ -127,7 +128,10 @@ def _restore_optimizer(learner: Learner, state: dict[str, Any]) -> None:
     moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
     names = list(chain(*before))
     numbers = {name: number for number, name in enumerate(chain(*_trained(learner, fixed_norm=fixed, apart=apart)))}
-    kept = {numbers[names[number]]: each for number, each in moments.items() if names[number] in numbers}
+    kept = {
+        numbers[names[number]]: {key: shard.part_like(value, parameters[names[number]]) for key, value in each.items()}
+        for number, each in moments.items() if names[number] in numbers
+    }  # fmt: skip
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": kept})
     if scaled and scale:  # empty where the run went on in another precision
         learner.scaler.load_state_dict(scale)

@@ -14,6 +14,7 @@ from torch.profiler import record_function
 from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.data.loader import Batch, Views
+from smkd.engine import shard
 from smkd.engine.collapse import TeacherAnswers
 from smkd.engine.optim import (
     Rates,
@@ -61,7 +62,7 @@ class Learner:
     objective: Objective
     optimizer: torch.optim.AdamW
     student: nn.Module
-    """The student as it is called: itself, or its wrapper for several devices."""
+    """The student as it is called: itself, or its wrapper for several devices that hold the whole of it."""
     scaler: torch.amp.GradScaler
     autocast: torch.dtype | None
     device: torch.device
@@ -71,11 +72,14 @@ class Learner:
     def create(config: RunConfig, num_classes: int, device: torch.device, autocast: torch.dtype | None) -> Learner:
         """A fresh learner with random weights, a pure function of the seed."""
         torch.manual_seed(config.seed)
-        pair = StudentTeacher(config, num_classes).to(device)
-        pair.train()
+        pair = StudentTeacher(config, num_classes)
+        shared_out = config.shard == "full" and distributed.world_size() > 1
+        if shared_out:
+            shard.share_out(pair, device, autocast)
+        pair.to(device).train()
         objective = Objective(config.objective, config.head).to(device)
         student: nn.Module = pair.student
-        if distributed.world_size() > 1:
+        if distributed.world_size() > 1 and not shared_out:
             student = nn.parallel.DistributedDataParallel(
                 student,
                 device_ids=[device.index] if device.type == "cuda" else None,
@@ -157,7 +161,10 @@ class Learner:
         return skipped
 
     def _gradients_stay_here(self) -> contextlib.AbstractContextManager[None]:
-        """Skip the exchange of gradients between devices in all passes but the last."""
+        """Skip the exchange of gradients between devices in all passes but the last.
+
+        A student that is shared out exchanges them in each pass, since no device has room for all.
+        """
         if isinstance(self.student, nn.parallel.DistributedDataParallel):
             return self.student.no_sync()
         return contextlib.nullcontext()
@@ -168,11 +175,12 @@ class Learner:
         return torch.autocast(self.device.type, self.autocast)
 
     def state(self) -> dict[str, object]:
-        """Everything that is learned, for a checkpoint."""
-        return {
+        """Everything that is learned, for a checkpoint, in the first process; all call it (`shard.whole`)."""
+        state: dict[str, object] = shard.whole({
             "student": self.pair.student.state_dict(),
             "teacher": self.pair.teacher.state_dict(),
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-        }
+        })  # fmt: skip
+        return state

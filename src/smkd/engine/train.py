@@ -25,7 +25,7 @@ from smkd.data.loader import Batch, batches, make_views, on_device, training_loa
 from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
-from smkd.engine import checkpoint, run_folder
+from smkd.engine import checkpoint, run_folder, shard
 from smkd.engine.collapse import CollapseWatch
 from smkd.engine.guard import Guard
 from smkd.engine.log import Bar, RunLog, console
@@ -318,8 +318,8 @@ class Run:
         """Write a checkpoint, within an epoch if there is a meter."""
         meters = [] if meter is None else distributed.gather_object(meter.state())
         guards = distributed.gather_object(self.guard.state())
+        learned = self.learner.state()
         if distributed.is_main():
-            learned = self.learner.state()
             if broken := checkpoint.first_not_finite(learned):
                 raise SmkdError(
                     f"{broken} is no longer finite at step {self.step} and is not saved; the same command goes on from "
@@ -350,11 +350,12 @@ class Run:
         if self.evaluator is None or not self.validated or (epoch % every and epoch != self.config.epochs):
             return None
         measured: dict[str, float] | None = None
-        if distributed.is_main():
-            teacher = self.learner.pair.teacher.eval()
+        teacher = self.learner.pair.teacher.eval()
+        backbone = shard.whole_backbone(teacher.backbone, self.device)
+        if distributed.is_main() and backbone is not None:
             with contextlib.suppress(Interrupted), self.watch.interruptible():
-                measured = self.evaluator.measure(teacher.backbone, self.config, self.device)
-            teacher.train()
+                measured = self.evaluator.measure(backbone, self.config, self.device)
+        teacher.train()
         if distributed.largest(int(distributed.is_main() and measured is None)):
             raise Interrupted
         if measured is None:
