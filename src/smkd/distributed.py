@@ -15,6 +15,11 @@ from smkd.errors import ConfigError
 
 T = TypeVar("T")
 
+LIMIT = timedelta(minutes=30)
+"""How long tensors of a step wait for another process, before the run ends with an error."""
+PATIENCE = timedelta(days=1)
+"""How long the others wait while one process validates or saves. One that dies is noticed at once all the same."""
+
 
 class Place(NamedTuple):
     """The place of a process among those that were started together.
@@ -28,6 +33,12 @@ class Place(NamedTuple):
     rank: int
     size: int
     local_rank: int
+
+
+class _Host:
+    """The group for what lies on the host, which waits for `PATIENCE`; none with one process."""
+
+    group: Any = None
 
 
 class _Failure:
@@ -79,7 +90,8 @@ def initialise(device: torch.device) -> None:
         return
     try:
         # what lies on the CPU stays there: the device is not waited for
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LIMIT)
+        _Host.group = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).split("\n")[0]
@@ -92,6 +104,7 @@ def shutdown() -> None:
     if isinstance(sys.exc_info()[1], Exception):
         fails_first()
     if dist.is_initialized():
+        _Host.group = None
         dist.destroy_process_group()
 
 
@@ -153,7 +166,7 @@ def gather_object(value: T) -> list[T]:
     if world_size() == 1:
         return [value]
     values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_Host.group)
     return values
 
 
@@ -171,7 +184,7 @@ def sum_int(value: int) -> int:
     if world_size() == 1:
         return value
     total = torch.tensor(value)
-    dist.all_reduce(total)
+    dist.all_reduce(total, group=_Host.group)
     return int(total)
 
 
@@ -180,7 +193,7 @@ def largest(value: int) -> int:
     if world_size() == 1:
         return value
     found = torch.tensor(value)
-    dist.all_reduce(found, dist.ReduceOp.MAX)
+    dist.all_reduce(found, dist.ReduceOp.MAX, group=_Host.group)
     return int(found)
 
 
@@ -196,4 +209,4 @@ def anywhere(flag: Tensor) -> Tensor:
 def barrier() -> None:
     """Wait for all processes."""
     if world_size() > 1:
-        dist.barrier()
+        dist.barrier(group=_Host.group)

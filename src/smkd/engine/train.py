@@ -25,7 +25,7 @@ from smkd.data.loader import Batch, batches, make_views, on_device, training_loa
 from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
 from smkd.device import autocast_type, keep_freed_memory, pick_device
-from smkd.engine import checkpoint, run_folder, shard
+from smkd.engine import agreement, checkpoint, run_folder, shard
 from smkd.engine.collapse import CollapseWatch
 from smkd.engine.guard import Guard
 from smkd.engine.log import Bar, RunLog, console
@@ -82,6 +82,7 @@ def train(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
 def _train(config: RunConfig, evaluator: Evaluator | None, device: torch.device) -> Path:
     out = run_folder.run_path(config)
     with run_folder.only_writer(out):
+        agreement.check_shared(out)
         run = Run(config, evaluator, device, out)
         if not run.complete:
             run.train()
@@ -110,6 +111,7 @@ class Run:
                 f"{distributed.world_size()} processes that were started"
             )
         standing = run_folder.resumable(config, out)
+        agreement.check_start(standing.found)
         self.typed, self.resumed, self.changes = standing.typed, standing.found, standing.changes
         config = standing.config
         self.notes = [
