@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor, nn
 
@@ -165,29 +166,44 @@ def checked_optimizer(
     Raises:
         CheckpointError: it is not that of these parameters, or damaged.
     """
-    found = _of(_Optimizer, document["optimizer"], where, "optimizer")
+    found = checked_moments(document, where)
     sizes, own = [len(group.params) for group in found.param_groups], [len(group) for group in groups]
     if sizes != own:
         raise CheckpointError(
             f"'{where}': the optimiser's state is for {sizes} parameters, this run has {own} (in groups)"
         )
-    places = [place for group in found.param_groups for place in group.params]
-    if places != list(range(len(places))):
-        raise CheckpointError(f"'{where}': optimizer.param_groups does not count its parameters through")
     parameters = [parameter for group in groups for parameter in group]
     for place, moments in found.state.items():
-        if place >= len(parameters):
-            raise CheckpointError(f"'{where}': optimizer.state has {place}, but there are {len(parameters)} parameters")
         for name, value in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq)):
-            _check_moment(value, parameters[place], f"optimizer.state.{place}.{name}", where)
-        step = moments.step
-        if isinstance(step, Tensor):
-            _check_moment(step, None, f"optimizer.state.{place}.step", where)
-        elif not math.isfinite(step):
-            raise CheckpointError(f"'{where}': optimizer.state.{place}.step is {step}")
+            _check_shape(value, list(parameters[place].shape), f"optimizer.state.{place}.{name}", where)
     if scaled and document["scaler"]:
         _of(_Scaler, document["scaler"], where, "scaler")
     return document["optimizer"]["state"], document["scaler"]
+
+
+def checked_moments(document: Mapping[str, Any], where: str) -> _Optimizer:
+    """The optimiser's state of a checkpoint that passed `checked`, whole and finite, whatever it is for.
+
+    Raises:
+        CheckpointError: a part is missing, not finite, or of a parameter that there is not; names it.
+    """
+    found = _of(_Optimizer, document["optimizer"], where, "optimizer")
+    places = [place for group in found.param_groups for place in group.params]
+    if places != list(range(len(places))):
+        raise CheckpointError(f"'{where}': optimizer.param_groups does not count its parameters through")
+    for place, moments in found.state.items():
+        if place >= len(places):
+            raise CheckpointError(f"'{where}': optimizer.state has {place}, but there are {len(places)} parameters")
+        for name, value in (("exp_avg", moments.exp_avg), ("exp_avg_sq", moments.exp_avg_sq), ("step", moments.step)):
+            named = f"optimizer.state.{place}.{name}"
+            if not isinstance(value, Tensor):
+                value = torch.tensor(value)
+            if fault := weight_fault(value):
+                raise CheckpointError(f"'{where}': {named} is {fault}")
+            if name == "step":
+                _check_shape(value, [], named, where)
+            check_finite({named: value}, where)
+    return found
 
 
 def _configured(values: dict[str, Any], where: str) -> RunConfig:
@@ -197,13 +213,9 @@ def _configured(values: dict[str, Any], where: str) -> RunConfig:
         raise CheckpointError(f"'{where}': config: {error}") from error
 
 
-def _check_moment(value: Tensor, like: Tensor | None, name: str, where: str) -> None:
-    if fault := weight_fault(value):
-        raise CheckpointError(f"'{where}': {name} is {fault}")
-    wanted = list(value.shape[:0] if like is None else like.shape)
+def _check_shape(value: Tensor, wanted: list[int], name: str, where: str) -> None:
     if list(value.shape) != wanted:
         raise CheckpointError(f"'{where}': {name} is {list(value.shape)}, but its parameter {wanted}")
-    check_finite({name: value}, where)
 
 
 def _same_head(head: dict[str, tuple[int, ...]], weights: Weights, told: HeadConfig) -> bool:

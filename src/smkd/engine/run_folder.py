@@ -21,7 +21,7 @@ from smkd.config import loading
 from smkd.config.checks import check_used, cut_differently
 from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
-from smkd.engine.checkpoint_schema import RESUMED, needed
+from smkd.engine.checkpoint_schema import RESUMED, checked_moments, needed
 from smkd.engine.log import console
 from smkd.errors import CheckpointError, ConfigError
 from smkd.files import PARTIAL
@@ -289,6 +289,7 @@ def _read(path: Path, damaged: dict[Path, str]) -> dict[str, Any] | None:
 def _whole(path: Path) -> dict[str, Any]:
     state = checkpoint.load_checkpoint(path)
     needed(state, RESUMED, str(path))
+    checked_moments(state, str(path))
     return state
 
 
