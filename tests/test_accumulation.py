@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import smkd
+from smkd import extensions
 from smkd.data.loader import Views
 from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
@@ -38,7 +38,10 @@ def squares(student: Outputs, teacher: Outputs, masks: Tensor, labels: Tensor) -
     return student.cls.square().mean(), student.cls.numel()
 
 
-smkd.register_term("squares", squares)
+@pytest.fixture(autouse=True)
+def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(extensions.terms.registered, "squares", squares)
+
 
 # classes that lie within the passes, which hold different numbers of pairs
 LABELS = {2: WITHIN, 4: (0, 0, 1, 1, 2, 3, 4, 4)}

@@ -60,7 +60,7 @@ def cases() -> dict[str, tuple[RunConfig, int]]:
         "drop": (config_of(EVERY, model={"size": "debug", "patch_size": 8, "image_size": 16, "drop_path": 0.5}), 1),
         "bf16": (config_of(EVERY, recompute=True, precision="bf16"), 1),
     }
-    for terms in SUBSETS:
+    for terms in SUBSETS[:4]:  # each term by itself
         found["+".join(terms)] = config_of(only(terms), head={"num_patch_prototypes": 24}), 1
     return found
 
