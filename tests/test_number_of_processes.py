@@ -126,7 +126,7 @@ def test_records_are_those_of_one_process(name: str, folder: Path) -> None:
         for each in ("one", name)
     ]
     for ours, theirs in zip(*lines, strict=True):
-        assert lasting(theirs) == pytest.approx(lasting(ours), abs=1e-5, rel=1e-5)
+        assert lasting(theirs) == pytest.approx(lasting(ours), abs=3e-5)  # ranks of features are about 3
 
 
 def lasting(record: dict[str, Any]) -> dict[str, Any]:
