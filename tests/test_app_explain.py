@@ -17,6 +17,7 @@ from smkd.classify import Encoder, open_encoder
 from smkd.classify.answers import NONE, Lesson, answer
 from smkd.classify.pictures import Pictures
 from smkd.errors import DataError
+from smkd.fewshot.candidates import features_from
 from smkd.fewshot.features import pool
 from smkd.models.vit import Tokens
 from smkd.objectives.patch import match_paper
@@ -68,8 +69,10 @@ def loaded(folder: Path, count: int) -> list[torch.Tensor]:
     return [pictures.load(number) for number in range(count)]
 
 
-def test_what_is_seen_is_what_the_features_come_from(place: Path, encoder: Encoder) -> None:
-    images = loaded(place / "rest", 4)
+@pytest.mark.parametrize("word", ["2", "1"])
+def test_what_is_seen_is_what_the_features_come_from(word: str, place: Path, encoder: Encoder) -> None:
+    """Also of a block before the last, which a classifier may read."""
+    encoder, images = encoder.reading(features_from(word)), loaded(place / "rest", 4)
     seen = see(encoder, images)
     assert seen is not None
     assert seen.grid**2 == seen.patches.shape[1] == seen.attention.shape[1]

@@ -18,7 +18,7 @@ from smkd.classify.pictures import Pictures
 from smkd.data.augment import resize_center_crop
 from smkd.data.color import normalize
 from smkd.device import autocast_type
-from smkd.models.vit import patch_attention
+from smkd.models.vit import block_numbers, patch_attention
 
 MATCHES = 6
 """How many matches are drawn."""
@@ -29,9 +29,10 @@ class SeenPatches(NamedTuple):
     """What a backbone makes of images, on the CPU.
 
     Attributes:
-        patches: float32 [images, patches, dim], tokens of the last block, row by row of the grid.
-        attention: float32 [images, patches], weights of the patches in the last block's [CLS] row, heads averaged; of
-            each image they sum to 1.
+        patches: float32 [images, patches, dim], tokens of the deepest block that the features are read from, row by row
+            of the grid.
+        attention: float32 [images, patches], weights of the patches in that block's [CLS] row, heads averaged; of each
+            image they sum to 1.
         grid: patches along a side; the images are square.
     """
 
@@ -130,9 +131,11 @@ def see(encoder: Encoder, images: Sequence[Tensor]) -> SeenPatches | None:
     pixels = torch.stack([resize_center_crop(image, config.resize, config.crop) for image in images])
     x = normalize(pixels.to(encoder.device).float() / 255, config.mean, config.std)
     autocast = autocast_type(config.precision, encoder.device)
+    deepest = max(block_numbers(config.features.blocks, len(encoder.backbone.blocks)))
     with torch.autocast(encoder.device.type, autocast or torch.bfloat16, enabled=autocast is not None):
-        tokens = encoder.backbone(x, attention=True)
+        (tokens,) = encoder.backbone.last_blocks(x, [deepest])
     patches = tokens.patches.float().cpu()
+    assert tokens.attention is not None
     weights = patch_attention(tokens.attention.float().cpu(), patches.shape[1])
     return SeenPatches(patches, weights, config.crop // encoder.backbone.patch_size)
 
