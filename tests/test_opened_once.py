@@ -19,7 +19,7 @@ from smkd.config.schema import DataConfig
 from smkd.data import images as images_file
 from smkd.data import sources, tables
 from smkd.data.datasets import open_split
-from smkd.data.opened import once, opened_once
+from smkd.data.sources import once, opened_once
 
 RUN = ("epochs=2", "batch_size=8", "validation.every=1", "validation.way=2", "validation.shots=[1]",
        "validation.query=1", "validation.episodes=4", "data.dataset=folder")  # fmt: skip

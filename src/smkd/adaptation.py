@@ -15,7 +15,7 @@ from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import configured_spec, open_source, open_split
 from smkd.data.images import Images
-from smkd.data.opened import opened_once
+from smkd.data.sources import opened_once
 from smkd.device import pick_device
 from smkd.engine import checkpoint, run_folder
 from smkd.engine.launch import launch

@@ -148,8 +148,7 @@ def verify(
         _verify_support(Path(root), json_file, processes)
         return
     from smkd.data.datasets import dataset_spec
-    from smkd.data.opened import opened_once
-    from smkd.data.sources import open_dataset
+    from smkd.data.sources import open_dataset, opened_once
     from smkd.data.verify import verify as check
     from smkd.prepare.registry import BENCHMARKS, published_repeats
     from smkd.processes import default_jobs

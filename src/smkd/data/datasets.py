@@ -16,8 +16,7 @@ from smkd.config.schema import DataConfig
 from smkd.data import patterns
 from smkd.data.color import Channels
 from smkd.data.images import SPLITS, FolderImages, Images, UnlabelledImages
-from smkd.data.opened import once
-from smkd.data.sources import DatasetSource, open_dataset
+from smkd.data.sources import DatasetSource, once, open_dataset
 from smkd.data.torch_dataset import DatasetImages, LabelledImages
 from smkd.errors import DataError
 from smkd.extensions import Registry

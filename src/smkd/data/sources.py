@@ -9,10 +9,12 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
@@ -29,7 +31,6 @@ from smkd.data.formats import (
 )
 from smkd.data.hub import PREFIX, open_hub
 from smkd.data.images import SPLITS, FileStore, FolderImages, Store, StoredImages, UnlabelledImages, chosen_images
-from smkd.data.opened import once
 from smkd.data.shards import ShardStore, open_shards
 from smkd.data.splits import part_of_each_class, split_by_file, split_by_seed
 from smkd.data.tables import TABLE_SUFFIXES, Listing, is_image_table, open_tables, parquet_columns
@@ -42,6 +43,35 @@ KNOWN_FORMS = (
 )
 PACKED = (".tar.gz", ".tgz", ".zip", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 OTHER_TABLES = (".tsv", ".txt", ".xls", ".xlsx", ".ods", ".json", ".jsonl")
+Found = TypeVar("Found")
+_remembered: ContextVar[dict[Hashable, Any] | None] = ContextVar("remembered", default=None)
+
+
+@contextmanager
+def opened_once() -> Iterator[None]:
+    """Within this, also as a decorator, each data set is looked at once; one inside another adds nothing.
+
+    Training, validation and measuring see the same images so, whatever is added to the folder meanwhile.
+    """
+    if _remembered.get() is not None:
+        yield
+        return
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
+def once(key: Hashable, look: Callable[[], Found]) -> Found:
+    """What `look` finds; within `opened_once`, what it found at the first call with this key."""
+    known = _remembered.get()
+    if known is None:
+        return look()
+    if key not in known:
+        known[key] = look()
+    found: Found = known[key]
+    return found
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,7 @@ from smkd.data.color import Channels
 from smkd.data.datasets import DatasetSpec
 from smkd.data.images import SPLITS, StoredImages
 from smkd.data.inspect import ImageFacts, channel_statistics, scan
-from smkd.data.opened import opened_once
-from smkd.data.sources import DatasetSource
+from smkd.data.sources import DatasetSource, opened_once
 from smkd.files import listed
 from smkd.progress import Track
 

@@ -21,8 +21,8 @@ from smkd.data.cache import cached
 from smkd.data.datasets import configured_spec, is_of_others, open_split
 from smkd.data.images import Images
 from smkd.data.loader import Batch, Views, batches, make_views, on_device, training_loader
-from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
+from smkd.data.sources import opened_once
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine.log import console
 from smkd.engine.optim import Rates, compile_backbones, rates_at

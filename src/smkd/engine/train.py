@@ -22,8 +22,8 @@ from smkd.data.cache import CachedImages, cached
 from smkd.data.datasets import configured_spec, describe, open_split
 from smkd.data.images import Images, UnlabelledImages
 from smkd.data.loader import Batch, batches, make_views, on_device, training_loader
-from smkd.data.opened import opened_once
 from smkd.data.sampler import EpochSampler
+from smkd.data.sources import opened_once
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import agreement, checkpoint, run_folder, shard
 from smkd.engine.collapse import CollapseWatch
