@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from made_images import photographs
 from smkd.config.loading import resolve
 from smkd.engine import checkpoint
 from smkd.models.vit import VisionTransformer
@@ -27,6 +28,13 @@ def tiny_network() -> VisionTransformer:
     """Random weights of the debug recipes."""
     torch.manual_seed(0)
     return VisionTransformer.from_config(resolve("debug-pretrain").model).eval()
+
+
+def support_and_rest(folder: Path) -> None:
+    """Photographs of two classes to learn from, others of them, and a checkpoint `net.pt`."""
+    photographs(folder / "support", (4, 5))
+    photographs(folder / "rest", (2, 2), skip=5)
+    tiny_checkpoint(folder / "net.pt")
 
 
 def tiny_checkpoint(path: Path) -> Path:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from classify_data import tiny_checkpoint
-from made_images import photographs
+from classify_data import support_and_rest
 from smkd.classify import FewShotClassifier
 
 pytestmark = pytest.mark.slow
@@ -41,9 +40,7 @@ WIDE, NARROW = {"width": 1400, "height": 1000}, {"width": 390, "height": 844}
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("app")
-    photographs(folder / "support", (4, 5))
-    photographs(folder / "rest", (2, 2), skip=5)
-    tiny_checkpoint(folder / "net.pt")
+    support_and_rest(folder)
     (folder / "broken.jpg").write_text("no image")
     return folder
 

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from classify_data import blobs, tiny_checkpoint
+from classify_data import blobs, support_and_rest
 from command_line import refused, smkd
-from made_images import photographs
 from smkd.classify import FewShotClassifier
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("explain")
-    photographs(folder / "support", (4, 5))
-    photographs(folder / "rest", (2, 2), skip=5)
-    tiny_checkpoint(folder / "net.pt")
+    support_and_rest(folder)
     for name, backbone in (("net", folder / "net.pt"), ("pixels", "pixels")):
         smkd("fit", folder / "support", "-o", folder / f"{name}.smkd", "--backbone", backbone)
     return folder

@@ -31,6 +31,7 @@ ROUNDS = 20
 SPREAD = 1.75
 """Variance of a left-out accuracy over that of as many independent images, which learn from one another: measured, so
 that the interval holds the accuracy on other images in 90 to 98 % of draws (`benchmarks/left_out.py`)."""
+SHOWN_CLASSES = 20
 BISECTIONS = 60
 FINEST, COARSEST = 1e-4, 1e4
 """Bounds of the temperature, in units of the scores' own spread."""
@@ -156,6 +157,14 @@ class ClassShare(NamedTuple):
     name: str
     right: int
     images: int
+
+
+def class_lines(worst_first: Sequence[ClassShare]) -> list[str]:
+    """A line for each class, of the first `SHOWN_CLASSES`."""
+    lines = [f"  {each.name}: {each.right} of {each.images}" for each in worst_first[:SHOWN_CLASSES]]
+    if len(worst_first) > SHOWN_CLASSES:
+        lines.append(f"  and {len(worst_first) - SHOWN_CLASSES} classes that do as well or better (--json has all)")
+    return lines
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
-from smkd.classify.added import learned_rows
+from smkd.classify.added import learned_rows, own_labels
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.left_out import SPREAD, ClassShare, left_out
 from smkd.classify.pictures import InputError
@@ -271,18 +270,18 @@ def score_left_out(classifier: FewShotClassifier, images: Sequence[str]) -> Scor
     )  # fmt: skip
 
 
-def check_classes(names: Sequence[str], classifier: FewShotClassifier, folder: str) -> dict[str, str]:
-    """From the names of class folders to the classifier's own names; they are compared after Unicode NFC.
+def check_classes(names: Sequence[str], classifier: FewShotClassifier, folder: str) -> dict[str, Any]:
+    """From the names of class folders to the classifier's own labels (`smkd.classify.added.own_labels`).
 
     Raises:
-        DataError: a folder is no class of the classifier; names the nearest.
+        DataError: a folder is no class of the classifier, or another spelling of one; names the nearest.
     """
-    own = {unicodedata.normalize("NFC", str(name)): str(name) for name in classifier.classes_}
-    for name in names:
-        if unicodedata.normalize("NFC", name) not in own:
-            some = ", ".join(list(own.values())[:8]) + (", ..." if len(own) > 8 else "")
+    found, classes = own_labels(names, classifier), classifier.classes_.tolist()
+    for name, label in found.items():
+        if label not in classes:
+            some = ", ".join(map(str, classes[:8])) + (", ..." if len(classes) > 8 else "")
             raise DataError(
                 f"'{folder}' holds '{name}', which is no class of the classifier ({some}); images of no class go into "
-                f"a folder of their own: --unknown FOLDER{nearest(name, own.values())}"
+                f"a folder of their own: --unknown FOLDER{nearest(name, map(str, classes))}"
             )
-    return {name: own[unicodedata.normalize("NFC", name)] for name in names}
+    return found

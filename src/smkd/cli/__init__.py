@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import backbone, classifier, classify, data, fewshot, score, training, weights
+from smkd.cli import backbone, classifier, classify, data, fewshot, training, weights
 from smkd.cli.output import say
 from smkd.errors import SmkdError
 from smkd.processes import show_warning
@@ -27,7 +27,7 @@ app.command("eval")(fewshot.evaluate)
 app.command("compare")(fewshot.compare)
 app.command("fit")(classify.fit)
 app.command("predict")(classify.predict)
-app.command("score")(score.score)
+app.command("score")(classifier.score)
 app.command("add")(classifier.add)
 app.command("explain")(classifier.explain)
 app.command("index")(classify.index)

@@ -1,4 +1,4 @@
-"""Verbs on a classifier that is there: add, explain."""
+"""Verbs on a classifier that is there: score, add, explain."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from smkd.cli.classify import summary
-from smkd.cli.output import CLASSIFIER, PAGE, say
+from smkd.cli.classify import REJECTS, count_unreadable, encode_readable, summary, unread
+from smkd.cli.output import CLASSIFIER, JSON, PAGE, say, write_json
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError, DataError
 from smkd.progress import shown
@@ -16,8 +16,50 @@ from smkd.progress import shown
 if TYPE_CHECKING:
     from smkd.classify.answers import Lesson
     from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.scored import Scored
 
 File = Annotated[Path, typer.Argument(metavar="CLASSIFIER", help="File of `smkd fit`, or hf:owner/name of the Hub.")]
+
+
+@verb()
+def score(
+    classifier: File,
+    photos: Annotated[Path, typer.Argument(metavar="PHOTOS", help="Folder with a folder of images per class.")],
+    unknown: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Images of no class, at any depth: what --reject catches.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the results here; - prints them."), JSON]
+    = None,
+    report: Annotated[Path | None, typer.Option(help="HTML page with tables and the mistakes."), PAGE] = None,
+) -> None:  # fmt: skip
+    """How well a classifier does on labelled images it has not learned from; exit code 1 if some cannot be read."""
+    from smkd.classify.pictures import listed_images, support_images
+    from smkd.classify.scored import check_classes, score_features
+    from smkd.viz import scored_page
+
+    loaded = _opened(classifier)
+    assert loaded.encoder_ is not None
+    images = support_images(photos)
+    own = check_classes(images.class_names, loaded, str(photos))
+    strange_paths = [] if unknown is None else listed_images([unknown])
+    if strange_paths and loaded.known_ is None:
+        raise DataError("--unknown: no class of the classifier has two images, so it cannot say 'none of these'")
+    paths = [images.name(index) for index in range(len(images))]
+    encoded = encode_readable(loaded.encoder_, paths)
+    strange = encode_readable(loaded.encoder_, strange_paths) if strange_paths else None
+    scored = score_features(
+        loaded, encoded.values, [own[images.class_names[images.labels[row]]] for row in encoded.rows],
+        images=[paths[row] for row in encoded.rows], unknown=None if strange is None else strange.values,
+    )  # fmt: skip
+    missing = unread(encoded, paths) + ([] if strange is None else unread(strange, strange_paths))
+    if json_file is not None:
+        write_json(json_file, {**scored.as_dict(REJECTS), "unreadable": missing})
+    if report is not None:
+        scored_page.save_page(report, scored, f"{classifier}, {len(scored.images)} photographs of {photos}.")
+    for line in scored_page.lines(scored, REJECTS):
+        say(line)
+    _warn_of_repeats(scored)
+    count_unreadable(len(missing))
 
 
 @verb()
@@ -103,3 +145,12 @@ def _with_photographs(classifier: FewShotClassifier, folder: Path | None) -> Les
         if not any(files):
             raise DataError(f"--support '{folder}': the classifier has learned from none of its {len(paths)} images")
     return Lesson(classifier, tuple(map(Photo, files, classifier.support_)))
+
+
+def _warn_of_repeats(scored: Scored) -> None:
+    if scored.learned_from:
+        say(
+            f"smkd: {scored.learned_from} of {len(scored.images)} images look the same as images that the classifier "
+            "has learned from: new ones will do worse than this says",
+            err=True,
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 NONE = "none of these"
 REJECTS = (0.3, 0.5, 0.7)
 """Thresholds that are said something of."""
-SHOWN_CLASSES = 20
 Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
 
 
@@ -110,17 +110,16 @@ def predict(
     if loaded.encoder_ is None:
         raise ConfigError(f"'{classifier}' was made from features and has no backbone to look at images with")
     paths = listed_images(images)
-    encoded = _some(loaded.encoder_, paths)
+    encoded = encode_readable(loaded.encoder_, paths)
     answers = answer_rows(loaded, [str(paths[row]) for row in encoded.rows], encoded.values, top, reject)
     if csv_file is not None:
         write_text(csv_file, answers_csv(answers), "--csv")
     if json_file is not None:
-        unread = [str(path) for row, path in enumerate(paths) if row not in set(encoded.rows.tolist())]
         left = loaded.left_out_.as_dict(REJECTS if reject is None else [reject])
-        write_json(json_file, {"images": answers, "unreadable": unread, "left_out": left})
+        write_json(json_file, {"images": answers, "unreadable": unread(encoded, paths), "left_out": left})
     for answer in answers:
         say(_line(answer))
-    _count_unreadable(encoded)
+    count_unreadable(len(encoded.unreadable))
 
 
 @verb()
@@ -139,10 +138,10 @@ def index(
     paths = listed_images([folder])
     encoder = open_encoder(chosen(backbone), recipe, heads=heads)
     _say(encoder.report)
-    encoded = _some(encoder, paths)
+    encoded = encode_readable(encoder, paths)
     ImageIndex(encoder, encoded.values, [str(paths[row]) for row in encoded.rows]).save(out)
     say(f"{out}: {len(encoded.rows)} images, features of {encoder.dim} numbers")
-    _count_unreadable(encoded)
+    count_unreadable(len(encoded.unreadable))
 
 
 @verb()
@@ -177,24 +176,31 @@ def _all(encoder: Encoder, paths: list[str]) -> NDArray[np.float32]:
     return encoded.values
 
 
-def _some(encoder: Encoder, paths: list[Path]) -> Encoded:
-    """Features of the images that can be read; the others are named at once."""
-    return name_unreadable(encoder.readable(paths, shown), len(paths))
+def encode_readable(encoder: Encoder, paths: Sequence[str | Path]) -> Encoded:
+    """Features of the images that can be read; the others are named at once.
 
-
-def name_unreadable(encoded: Encoded, images: int) -> Encoded:
-    """The same, after naming the images that could not be read; raises `DataError` if none of so many could."""
+    Raises:
+        DataError: none can be read.
+    """
+    encoded = encoder.readable(paths, shown)
     if not len(encoded.rows):
-        more = f" (and {images - 1} more)" if images > 1 else ""
+        more = f" (and {len(paths) - 1} more)" if len(paths) > 1 else ""
         raise DataError(f"{encoded.unreadable[0]}{more}")
     for line in encoded.unreadable:
         say(f"smkd: {line}", err=True)
     return encoded
 
 
-def _count_unreadable(encoded: Encoded) -> None:
-    if encoded.unreadable:
-        say(f"smkd: {len(encoded.unreadable)} unreadable images left out", err=True)
+def unread(encoded: Encoded, paths: Sequence[str | Path]) -> list[str]:
+    """Those of the images that could not be read."""
+    read = set(encoded.rows.tolist())
+    return [str(path) for row, path in enumerate(paths) if row not in read]
+
+
+def count_unreadable(count: int) -> None:
+    """End with exit code 1 where images were left out."""
+    if count:
+        say(f"smkd: {count} unreadable images left out", err=True)
         raise typer.Exit(1)
 
 
@@ -240,6 +246,8 @@ def _read_features(classifier: FewShotClassifier) -> str | None:
 
 def _left_out(left: LeftOutAccuracy) -> list[str]:
     """How well the classifier does: in the mean, for each class, and with --reject."""
+    from smkd.classify.left_out import class_lines
+
     begin = "leave-one-out accuracy:"
     if not left.images:
         return [f"{begin} unknown: no class has two images; probabilities are a guess, and --reject is not possible"]
@@ -248,10 +256,8 @@ def _left_out(left: LeftOutAccuracy) -> list[str]:
     lines = [
         f"{begin} {100 * left.mean:.1f} %, the mean over {len(asked)} classes, of {left.images} images "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f})",
-        *(f"  {each.name}: {each.right} of {each.images}" for each in asked[:SHOWN_CLASSES]),
+        *class_lines(asked),
     ]
-    if len(asked) > SHOWN_CLASSES:
-        lines.append(f"  and {len(asked) - SHOWN_CLASSES} classes that do as well or better (--json has all)")
     if single:
         lines.append(f"  not left out, as they have one image: {listed(single)}")
     return [*lines, *(f"--reject {reject}: {said}" for reject in REJECTS if (said := left.threshold(reject)))]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from smkd.classify.left_out import class_lines
 from smkd.classify.scored import Scored, Threshold
 from smkd.errors import ConfigError
 from smkd.fewshot import intervals
 from smkd.files import explained
 from smkd.viz.report import ReportSection, write_report
 
-SHOWN_CLASSES = 20
 SHOWN_MIX_UPS = 5
 SHOWN_MISTAKES = 48
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -40,10 +40,8 @@ def lines(scored: Scored, rejects: Sequence[float]) -> list[str]:
     said = [
         f"accuracy: {percent(scored.mean)}, the mean over {len(classes)} classes ({_between(scored.interval)})",
         f"of all {len(scored.images)} images: {percent(scored.accuracy)} ({_between(scored.accuracy_interval)})",
-        *(f"  {each.name}: {each.right} of {each.images}" for each in classes[:SHOWN_CLASSES]),
+        *class_lines(classes),
     ]
-    if len(classes) > SHOWN_CLASSES:
-        said.append(f"  and {len(classes) - SHOWN_CLASSES} classes that do as well or better")
     mixed = [f"{own} taken for {given} {count} x" for own, given, count in scored.mix_ups[:SHOWN_MIX_UPS]]
     said += [f"mistakes: {', '.join(mixed)}"] if mixed else []
     said.append(
@@ -62,23 +60,22 @@ def _kept(found: Threshold) -> str:
     return said + ("" if found.caught is None else f"; catches {100 * found.caught:.0f} % of those of no class")
 
 
-def save_page(path: Path, scored: Scored, about: str, captions: Mapping[str, str] | None = None) -> None:
+def save_page(path: Path, scored: Scored, about: str) -> None:
     """Write the page.
 
     Args:
         path: HTML file.
         scored: the results; names of its images are files.
         about: a sentence about the classifier and the photographs.
-        captions: other names of the images.
 
     Raises:
         ConfigError: the page cannot be written.
     """
     with explained(path, ConfigError, option="--report"):
-        write_report(path, TITLE, about, _sections(scored, captions or {}))
+        write_report(path, TITLE, about, _sections(scored))
 
 
-def _sections(scored: Scored, captions: Mapping[str, str]) -> list[ReportSection]:
+def _sections(scored: Scored) -> list[ReportSection]:
     wrong = len(scored.mistakes)
     sections = [
         ReportSection(
@@ -107,7 +104,7 @@ def _sections(scored: Scored, captions: Mapping[str, str]) -> list[ReportSection
     more = f" The {SHOWN_MISTAKES} surest are shown." if wrong > SHOWN_MISTAKES else ""
     sections.append(ReportSection(
         f"Mistakes: {wrong}", f"The surest answers come first.{more}" if wrong else "There are none.",
-        photographs=[(scored.images[place], _mistake(scored, place, captions))
+        photographs=[(scored.images[place], _mistake(scored, place))
                      for place in scored.mistakes[:SHOWN_MISTAKES]],
     ))  # fmt: skip
     return sections
@@ -136,9 +133,8 @@ def _threshold_table(rows: Sequence[Threshold]) -> list[list[str]]:
     ]
 
 
-def _mistake(scored: Scored, place: int, captions: Mapping[str, str]) -> str:
-    path = scored.images[place]
-    name = captions.get(path, Path(path).name)
+def _mistake(scored: Scored, place: int) -> str:
+    name = Path(scored.images[place]).name
     own, given = scored.names[int(scored.truth[place])], scored.names[int(scored.answers[place])]
     return f"{own}, taken for {given} ({scored.confidence[place]:.2f}): {name}"
 

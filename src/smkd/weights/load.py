@@ -106,20 +106,20 @@ def without_later_blocks(state: dict[str, Any], model: ModelConfig) -> tuple[dic
     Returns:
         The checkpoint, and a line where blocks were left out.
     """
-    config = state.get("config")
-    if config is None or model.depth is None:
+    config, depth = state.get("config"), model.depth
+    if config is None or depth is None:
         return state, []
-    depth, own = model.depth, Architecture.of(given := loading.check(config).model).depth
-    if depth >= own:
+    given = loading.check(config).model
+    own = Architecture.of(given)
+    if depth >= own.depth:
         return state, []
-    gone = tuple(f"{BACKBONE}blocks.{number}." for number in range(depth, own))
+    gone = tuple(f"{BACKBONE}blocks.{number}." for number in range(depth, own.depth))
     kept = {
         name: {key: value for key, value in state[name].items() if not key.startswith(gone)}
         for name in ("student", "teacher")
     }
-    width = Architecture.of(given)
-    cut = given.model_copy(update={"depth": depth, "embed_dim": width.embed_dim, "num_heads": width.num_heads})
-    left_out = f"block {own}" if own == depth + 1 else f"blocks {depth + 1} to {own}"
+    cut = given.model_copy(update={"depth": depth, "embed_dim": own.embed_dim, "num_heads": own.num_heads})
+    left_out = f"block {own.depth}" if own.depth == depth + 1 else f"blocks {depth + 1} to {own.depth}"
     line = f"left out: {left_out} of the backbone (model.depth={depth})"
     return {**state, **kept, "config": {**config, "model": cut.model_dump(mode="json")}}, [line]
 
