@@ -72,6 +72,21 @@ def test_a_failed_write_names_the_reason_and_leaves_what_was_there(
         assert checkpoint.load_checkpoint(path)["epoch"] == 1
 
 
+def test_a_disk_that_fails_between_two_states_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.pt"
+    path.write_bytes(b"whole")
+
+    def fail(*_: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(checkpoint, "_second_name", fail)
+    with pytest.raises(CheckpointError, match=re.escape(f"cannot write '{path}': Input/output error")):
+        with checkpoint.keeping_earlier(path, 3):
+            pytest.fail("there is no earlier state to go back to")
+    assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
+    assert path.read_bytes() == b"whole"
+
+
 def test_a_file_where_the_folder_belongs_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match=r"^cannot write '.*file': a file is there where a folder is needed$"):

@@ -1,4 +1,4 @@
-"""One of several training processes is killed: the others end, and one line says which it was."""
+"""One of several training processes is killed: the others end, one line says so, and a restart goes on."""
 
 from __future__ import annotations
 
@@ -11,14 +11,23 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+
+from run_files import records, same
 
 pytestmark = pytest.mark.slow
 
-TRAIN = (
-    "-m", "smkd", "pretrain", "debug-pretrain", "out=run", "devices=2", "accelerator=cpu", "precision=fp32",
-    "epochs=2000",
-    "batch_size=8", "data.limit_per_class=1", "validation.every=0", "log_every=1",
+WORDS = (
+    "pretrain", "debug-pretrain", "devices=2", "accelerator=cpu", "precision=fp32", "batch_size=8",
+    "data.limit_per_class=1", "validation.every=0", "log_every=1",
 )  # fmt: skip
+TRAIN = [sys.executable, "-m", "smkd", *WORDS]
+TORCHRUN = [
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1",
+    "-m", "smkd", *WORDS,
+]  # fmt: skip
+LIMIT = 10
+"""Seconds that the others may take to end."""
 
 
 def workers_of(process: subprocess.Popen[str]) -> list[int]:
@@ -27,21 +36,52 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
     return [int(pid) for pid in children if "resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
-@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="looks for processes in /proc")
-@pytest.mark.parametrize("rank", [1])
-def test_a_killed_process_is_named_and_ends_the_others(
-    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    process = subprocess.Popen([sys.executable, *TRAIN], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while not (metrics.exists() and '"train"' in metrics.read_text()):
+def wait_for_step(process: subprocess.Popen[str], step: int) -> None:
+    metrics = Path("run/metrics.jsonl")
+    while not (metrics.exists() and f'"train", "step": {step}, ' in metrics.read_text()):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not Path("/proc/self/task").exists():
+        pytest.skip("looks for processes in /proc")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_killed_process_is_named_and_ends_the_others() -> None:
+    line = [*TRAIN, "out=run", "epochs=2000"]
+    process = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, 1)
     workers = workers_of(process)
     assert len(workers) == 2
-    os.kill(workers[rank], signal.SIGKILL)
-    _, said = process.communicate(timeout=30)
+    os.kill(workers[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=LIMIT)
     assert process.returncode == 2
-    assert re.fullmatch(rf"smkd: process {rank} of 2 was killed \(SIGKILL; out of memory\?\)\n", said), said
+    assert re.fullmatch(r"smkd: process 1 of 2 was killed \(SIGKILL; out of memory\?\)\n", said), said
     assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+
+
+def test_torchrun_starts_again_where_a_process_was_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ("out=run", "epochs=6", "save_minutes=0.001")
+    subprocess.run([*TRAIN, *words], check=True, capture_output=True)
+    expected = torch.load("run/checkpoints/last.pt", weights_only=True), records()
+
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    process = subprocess.Popen([*TORCHRUN, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_step(process, 12)
+    workers = workers_of(process)
+    os.kill(workers[1], signal.SIGKILL)
+    killed = time.monotonic()
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        time.sleep(0.05)
+    assert time.monotonic() - killed < LIMIT
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "resumed at epoch" in shown
+    ours = [line for line in said.splitlines() if line.startswith("smkd: ")]
+    assert ours == ["smkd: another process of this run ended without a word (killed? out of memory?)"]
+    assert "Traceback" not in said
+    assert same([torch.load("run/checkpoints/last.pt", weights_only=True), records()], list(expected))

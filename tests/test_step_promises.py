@@ -59,6 +59,23 @@ def test_accumulated_gradients_are_a_mean(recipe: str) -> None:
     assert max(float(gradient.norm()) for gradient in expected.values()) > 1e-2
 
 
+def test_a_step_tells_what_the_teacher_said_of_the_first_views() -> None:
+    config = made("accumulate=2", "batch_size=8")
+    learner = Learner.create(config, 4, CPU, None)
+    learner.objective.cls_center.uniform_()
+    center = learner.objective.cls_center.clone()
+    passes = [synthetic_views(made("seed=1"), CPU), synthetic_views(made("seed=2"), CPU)]
+    said = [learner.pair.teacher_outputs(views.global_views) for views in passes]
+    result = learner.step(passes, rates_at(config, 0, 10))
+    assert result.answers is not None
+    torch.testing.assert_close(result.answers.logits, torch.cat([each.cls[0] for each in said]))
+    features = [each.features[0] for each in said if each.features is not None]
+    torch.testing.assert_close(result.answers.features, torch.cat(features))
+    assert torch.equal(result.answers.center, center.squeeze())
+    assert not torch.equal(learner.objective.cls_center, center)
+    assert torch.equal(result.assigned, result.answers.logits.argmax(dim=1))
+
+
 def test_gradients_are_clipped_and_the_last_layer_is_frozen() -> None:
     config = made("optim.clip_norm=0.001", "optim.freeze_last_layer_epochs=1")
     views = synthetic_views(config, CPU)

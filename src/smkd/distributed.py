@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+import uuid
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
@@ -86,11 +88,17 @@ def initialise(device: torch.device) -> None:
     Raises:
         ConfigError: a variable is wrong, or the others cannot be reached.
     """
-    if place() is None or dist.is_initialized():
+    here = place()
+    if here is None or dist.is_initialized():
         return
+    # what lies on the CPU stays there: the device is not waited for
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
-        # what lies on the CPU stays there: the device is not waited for
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=LIMIT)
+        if (store := _store_of_starter(LIMIT)) is None:
+            dist.init_process_group(backend, timeout=LIMIT)
+        else:
+            part = dist.PrefixStore(_agreed_word(store, here), store)  # type: ignore[attr-defined]
+            dist.init_process_group(backend, timeout=LIMIT, store=part, rank=here.rank, world_size=here.size)
         _Host.group = dist.new_group(backend="gloo", timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -114,26 +122,58 @@ def fails_first() -> bool:
     Where they have not met yet and there is no store of torchrun's, each is.
     """
     if _Failure.is_first is None:
+        key = f"smkd failed {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
         try:
-            store = _Failure.store or _store_of_torchrun()
-            _Failure.is_first = store is None or store.add("smkd failed", 1) == 1
+            store = _Failure.store or _store_of_starter(timedelta(seconds=5))
+            _Failure.is_first = store is None or store.add(key, 1) == 1
         except RuntimeError:  # the store is gone, and with it the process that held it
             _Failure.is_first = False
     return _Failure.is_first
 
 
-def _store_of_torchrun() -> Any:
+def _store_of_starter(wait: timedelta) -> Any:
+    """The store that torchrun (or `devices=N`) holds over all restarts; None where the first process holds one."""
     try:
         if place() is None or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return None
     except ConfigError:
         return None
-    wait = timedelta(seconds=5)
     where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*where, None, False, wait)  # type: ignore[attr-defined]
-    # as PyTorch names the part of the store that belongs to this start
-    part = f"/worker/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    return dist.PrefixStore(part, store)  # type: ignore[attr-defined]
+    return dist.TCPStore(*where, None, False, wait)  # type: ignore[attr-defined]
+
+
+def _agreed_word(store: Any, here: Place) -> str:
+    """A word that the processes of this start share and no earlier one had; they meet in the part of the store that
+    it names.
+
+    A restart finds what the start before it left in the store, and the restarts that torchrun counts differ between
+    machines. So each process asks with a word of its own, which the first one answers until all have heard it.
+
+    Raises:
+        RuntimeError: the others do not come within `LIMIT`.
+    """
+    own = uuid.uuid4().hex
+    if here.rank > 0:
+        store.set(f"asks/{here.rank}", own)
+        agreed = str(store.get(f"answer/{own}").decode())
+        store.set(f"{agreed}/heard/{here.rank}", "")
+        return agreed
+    until = time.monotonic() + LIMIT.total_seconds()
+    missing = set(range(1, here.size))
+    while missing:
+        for rank in [each for each in missing if store.check([f"asks/{each}"])]:
+            store.set(f"answer/{store.get(f'asks/{rank}').decode()}", own)
+            if store.check([f"{own}/heard/{rank}"]):
+                missing.remove(rank)
+        if time.monotonic() > until:
+            raise RuntimeError(f"process {min(missing)} of {here.size} did not come within {LIMIT}")
+        time.sleep(0.01)
+    return own
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether an error says that another process went away in the middle of an exchange."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def rank() -> int:

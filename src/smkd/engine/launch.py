@@ -103,11 +103,13 @@ def _train(config: RunConfig, evaluator: Evaluator | None) -> Path:
         if not distributed.fails_first():
             sys.exit(error.exit_code)
         raise
-    except RuntimeError:
+    except RuntimeError as error:
         # the others lose the one that failed
         if not distributed.fails_first():
             sys.exit(SmkdError.exit_code)
-        raise
+        if not distributed.is_lost_connection(error):
+            raise
+        raise SmkdError("another process of this run ended without a word (killed? out of memory?)") from error
 
 
 class _PassedOn(Listener):
@@ -148,7 +150,7 @@ def _train_together(config: RunConfig, evaluator: Evaluator | None) -> None:
             _stop(workers)
         if signals.received and any(ended) and not (folder / SAID).exists():
             signal.raise_signal(signals.received)  # it ended them before their first step
-        _report(ended, folder)
+        _report(ended, folder, is_asked=bool(signals.received))
 
 
 def _first_end(workers: Sequence[SpawnProcess]) -> list[int | None]:
@@ -188,18 +190,18 @@ def _join(workers: Sequence[SpawnProcess]) -> None:
         worker.join(max(0.0, until - time.monotonic()))
 
 
-def _report(ended: Sequence[int | None], folder: Path) -> None:
+def _report(ended: Sequence[int | None], folder: Path, is_asked: bool) -> None:
     """Raise what went wrong, if anything did; `ended` are the exit codes before the others were stopped."""
     failed = {rank: code for rank, code in enumerate(ended) if code}
     if not failed:
         return
+    for rank, code in failed.items():
+        if code < 0 and not is_asked:
+            name = signal.Signals(-code).name
+            raise SmkdError(f"process {rank} of {len(ended)} was killed ({name}; out of memory?)")
     if (folder / SAID).exists():
         number, _, said = (folder / SAID).read_text(encoding="utf-8").partition("\n")
         raise SmkdError(said) if int(number) == SmkdError.exit_code else Stopped(said, int(number))
-    for rank, code in failed.items():
-        if code < 0:
-            name = signal.Signals(-code).name
-            raise SmkdError(f"process {rank} of {len(ended)} was killed ({name}; out of memory?)")
     rank = min(failed)
     if not (folder / f"{rank}.started").exists():
         raise ConfigError(f"devices={len(ended)} starts this script anew in each process: {GUARD}")

@@ -108,7 +108,7 @@ class Learner:
         labels = [each.labels for each in batches]
         centers = [center.clone() for center in self.objective.buffers()]
         set_rates(self.optimizer, rates)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses: dict[str, Tensor] = {}
         empty: dict[str, int] = {}
         answers: list[tuple[Tensor, Tensor]] = []
