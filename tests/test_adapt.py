@@ -27,6 +27,8 @@ from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.features import Features
 
+pytestmark = pytest.mark.slow
+
 QUICK = (
     "epochs=3", "validation.every=1", "num_workers=0", "accelerator=cpu", "precision=fp32", "optim.lr=1e-3",
 )  # fmt: skip

@@ -16,6 +16,8 @@ from smkd.classify import FewShotClassifier
 from smkd.classify.added import images_by_class, own_labels
 from smkd.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 NAMES = ("ant", "bee", "cat")
 
 

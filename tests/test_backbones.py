@@ -31,6 +31,8 @@ from smkd.models.vit import VisionTransformer
 from smkd.weights import fetch
 from smkd.weights.catalogue import CATALOGUE
 
+pytestmark = pytest.mark.slow
+
 GAZE = Path(__file__).parents[2] / "shared" / "weights" / "vit-small-14-gaze" / "model.safetensors"
 TINY = ModelConfig(embed_dim=64, depth=2, num_heads=1, patch_size=14, image_size=70, layer_scale=1.0)
 KNOWN = CATALOGUE["dinov2-small"]

@@ -73,6 +73,7 @@ def test_ragged_images_keep_their_aspect_and_are_never_enlarged(photos: Path) ->
     assert_same(images, make(settings(photos, "memory", cache_size=40)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores, on purpose
 def test_crops_are_the_same_with_and_without_for_any_number_of_workers(photos: Path) -> None:
     config = loading.check(

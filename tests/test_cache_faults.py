@@ -24,6 +24,8 @@ from smkd.data.cache import cached
 from smkd.errors import DataError
 from test_prepare_restart import wait_until_gone
 
+pytestmark = pytest.mark.slow
+
 FORK = multiprocessing.get_context("fork")
 KILLS = 20
 
@@ -57,7 +59,6 @@ def start(work: Callable[..., None], *given: Any) -> Any:
     return process
 
 
-@pytest.mark.slow
 def test_killed_at_random_moments_the_rerun_ends_the_same(tmp_path: Path) -> None:
     root = sized_splits(tmp_path / "photos", images=12, side=400)
     undisturbed, folder = settings(root, cache_dir=tmp_path / "whole"), tmp_path / "killed"

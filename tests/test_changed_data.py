@@ -15,6 +15,8 @@ from smkd.engine import checkpoint
 from smkd.engine.stopping import Watch
 from smkd.errors import DataError, Stopped
 
+pytestmark = pytest.mark.slow
+
 
 def run(root: Path, out: Path, *words: str) -> Path:
     words = (f"data={root}", "data.dataset=folder", f"out={out}", "validation.every=0", "batch_size=16", *words)

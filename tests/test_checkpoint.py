@@ -80,9 +80,9 @@ def test_a_disk_that_fails_between_two_states_is_one_line(tmp_path: Path, monkey
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(checkpoint, "_second_name", fail)
-    with pytest.raises(CheckpointError, match=re.escape(f"cannot write '{path}': Input/output error")):
-        with checkpoint.keeping_earlier(path, 3):
-            pytest.fail("there is no earlier state to go back to")
+    said = pytest.raises(CheckpointError, match=re.escape(f"cannot write '{path}': Input/output error"))
+    with said, checkpoint.keeping_earlier(path, 3):
+        pytest.fail("there is no earlier state to go back to")
     assert [each.name for each in tmp_path.iterdir()] == ["last.pt"]
     assert path.read_bytes() == b"whole"
 

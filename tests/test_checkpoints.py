@@ -22,6 +22,8 @@ from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError
 from smkd.viz.figures import read_metrics
 
+pytestmark = pytest.mark.slow
+
 
 def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())

@@ -11,6 +11,8 @@ import pytest
 
 from command_line import refused, smkd
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -17,6 +17,8 @@ from smkd.engine.step import Learner
 from smkd.errors import Stopped
 from smkd.models.pair import StudentTeacher
 
+pytestmark = pytest.mark.slow
+
 CONFIG = api.resolve("debug-pretrain", ["head.num_prototypes=8"])
 HEALTHY = {"target_entropy": 0.5, "mean_target_entropy": 0.9, "target_prototypes": 6, "feature_rank": 5.0}
 

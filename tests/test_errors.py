@@ -71,6 +71,7 @@ def test_every_error_is_one_line_and_its_exit_code(
         cli.main()
 
 
+@pytest.mark.slow
 def test_every_exit_code_is_in_the_table() -> None:
     table = {int(code): meaning for code, meaning in rows("exit code")}
     assert len(table) == len(rows("exit code"))

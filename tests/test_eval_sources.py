@@ -56,6 +56,7 @@ def results(path: str) -> list[dict[str, object]]:
     return found
 
 
+@pytest.mark.slow
 def test_every_source_is_measured_on_the_split_that_is_asked_for(folder: Path) -> None:
     for split in ("val", "train"):
         feature_file(folder / f"{split}.h5", [9] * 4, split)

@@ -59,6 +59,7 @@ def test_export_import_export_is_the_same(run: Path, tmp_path: Path) -> None:
     assert through_hub.path.read_bytes() == first.read_bytes()
 
 
+@pytest.mark.slow
 def test_an_export_brings_the_settings_of_its_run(run: Path, tmp_path: Path) -> None:
     path = smkd.export(run, "safetensors", tmp_path / "a.safetensors").path
     # without a recipe, as a run

@@ -138,6 +138,7 @@ def test_onnx(place: Path, tmp_path: Path) -> None:
     check_free(tmp_path / "clf.onnx", is_folder=False, suffix="", overwrite=False)  # a former export
 
 
+@pytest.mark.slow
 def test_torch_export(place: Path, tmp_path: Path) -> None:
     classifier = FewShotClassifier.load(place / "clf.smkd", "cpu")
     written = smkd.export(place / "clf.smkd", "torch-export", tmp_path / "c.pt2", reject=0.5)

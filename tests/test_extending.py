@@ -105,6 +105,7 @@ def test_a_matching_trains(example: dict[str, Any], tmp_path: Path) -> None:
     assert lines
 
 
+@pytest.mark.slow
 def test_a_term_trains(example: dict[str, Any], tmp_path: Path) -> None:
     lines = train(tmp_path, "debug-pretrain", "objective.terms.koleo=0.5", "batch_size=32", "accumulate=2")
     assert all(line["loss"] == pytest.approx(line["cls"] + line["mim"] + line["koleo"], abs=1e-4) for line in lines)

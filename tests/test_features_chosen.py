@@ -261,6 +261,7 @@ for verb in (verbs.evaluate, verbs.features):
     app.command(verb.__name__)(verb)
 
 
+@pytest.mark.slow
 def test_every_candidate_is_measured_as_by_itself(place: Path, tmp_path: Path) -> None:
     def results(*words: str) -> dict[str, float]:
         given = ["evaluate", str(place / "net.pt"), *words, "--shot", "1", "--query", "15", "--episodes", "20"]

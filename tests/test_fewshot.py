@@ -214,6 +214,7 @@ def test_interval_is_of_the_population_over_episodes() -> None:
     assert interval == pytest.approx(1.96 * np.std(values.numpy()) / np.sqrt(3))
 
 
+@pytest.mark.slow
 def test_the_interval_of_600_episodes_holds_the_mean_of_many() -> None:
     """In 90 to 98 of 100 other seeds; 95 is what it says."""
     labels = np.repeat(np.arange(12), 40)

@@ -20,6 +20,7 @@ def test_every_kind_is_read_whole(tmp_path: Path) -> None:
         kind.load(path, random.Random(0))
 
 
+@pytest.mark.slow
 def test_damaged_files_are_read_or_refused() -> None:
     assert fuzz is not None
     counts, findings = fuzz.fuzz(154, seed=1)

@@ -65,6 +65,7 @@ def drawn(path: Path, case: str) -> NDArray[np.bool_]:
 
 
 # The tolerances are golden/README.md's for this many masks, a few standard errors each.
+@pytest.mark.slow
 @pytest.mark.parametrize(("path", "case"), MASKS)
 def test_mask_frequencies(path: Path, case: str) -> None:
     golden, masks = load(path), drawn(path, case)

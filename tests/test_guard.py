@@ -18,6 +18,8 @@ from smkd.engine import checkpoint
 from smkd.engine.step import Learner
 from smkd.errors import ConfigError, SmkdError
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("student", "teacher", "objective", "optimizer")
 Hurt = Callable[[Learner, list[Views]], list[Views]]
 

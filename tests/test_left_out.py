@@ -70,13 +70,14 @@ def test_what_a_threshold_keeps_and_catches_as_a_plain_loop_counts(classifier: F
     np.testing.assert_allclose(left.known, chances, atol=1e-9)
     np.testing.assert_allclose(left.strange, strange, atol=1e-6)
     truth = [label for label in labels.tolist() if SIZES[label] > 1]
-    for reject in (0.3, 0.5, 0.62, left.known[left.own.index(True)], left.strange[4]):
+    known, away = left.known, left.strange
+    for reject in (0.3, 0.5, 0.62, known[left.own.index(True)], away[4]):
         by_class = [
-            [chance >= reject for chance, own, of in zip(left.known, left.own, truth, strict=True) if own and of == label]
+            [chance >= reject for chance, own, of in zip(known, left.own, truth, strict=True) if own and of == label]
             for label in range(5)
         ]
         assert left.kept(reject) == pytest.approx(np.mean([np.mean(each) for each in by_class if each]))
-        caught = [np.mean([left.strange[row] < reject for row in np.flatnonzero(labels == label)]) for label in range(5)]
+        caught = [np.mean([away[row] < reject for row in np.flatnonzero(labels == label)]) for label in range(5)]
         assert left.caught(reject) == pytest.approx(np.mean(caught))
     assert left.kept(0) == 1
     assert left.caught(0) == 0

@@ -68,6 +68,7 @@ def enough_images() -> dict[str, int]:
     return numbers
 
 
+@pytest.mark.slow
 def test_the_command_prepares_what_training_reads(tmp_path: Path) -> None:
     archive = caltech_zip(tmp_path / "caltech-101.zip", caltech_members(enough_images(), picture()))
     out = tmp_path / "data" / "caltech101"

@@ -15,6 +15,8 @@ from smkd.config import loading
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("data.limit_per_class=6", "validation.every=0", "batch_size=32", "precision=fp32")
 
 
@@ -33,7 +35,6 @@ def weights(out: Path, part: str = "teacher") -> dict[str, torch.Tensor]:
     return state
 
 
-@pytest.mark.slow
 def test_a_run_leaves_what_is_promised(tmp_path: Path) -> None:
     out = run(tmp_path / "a", "validation.every=1", "validation.query=5", "data.limit_per_class=10", "log_every=10")
     assert loading.load_config(out / "config.yaml").recipe == "debug-pretrain"
@@ -97,7 +98,6 @@ def test_another_configuration_in_the_folder_is_refused_unless_overwritten(tmp_p
     assert len(metrics(out, "epoch")) == 1
 
 
-@pytest.mark.slow
 def test_phase_2_starts_from_phase_1(tmp_path: Path) -> None:
     first = run(tmp_path / "first", "epochs=1", "optim.warmup_epochs=0")
     frozen = ("epochs=1", "optim.lr=1e-12", "optim.lr_end=0", "optim.warmup_epochs=0", "optim.teacher_momentum=1.0",
@@ -242,7 +242,6 @@ def test_overwrite_loses_nothing_when_the_new_run_cannot_start(tmp_path: Path) -
     assert weights(out)
 
 
-@pytest.mark.slow
 def test_two_devices_train_like_one_folder(tmp_path: Path) -> None:
     out = run(tmp_path / "two", "epochs=1", "devices=2", "accelerator=cpu")
     assert (out / "checkpoints" / "last.pt").is_file()

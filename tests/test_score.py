@@ -20,6 +20,8 @@ from smkd.classify.pictures import InputError
 from smkd.classify.scored import Scored, score_features, score_left_out
 from smkd.viz.scored_page import SHOWN_MISTAKES, lines
 
+pytestmark = pytest.mark.slow
+
 # of twelve images in three classes of 6, 4 and 2: the answers, and how probable they are
 TRUTH = np.repeat([0, 1, 2], [6, 4, 2])
 ANSWERS = np.array([0, 0, 0, 0, 1, 2, 1, 1, 1, 0, 2, 0])

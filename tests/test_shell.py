@@ -394,6 +394,7 @@ except DataError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="a class of the script cannot be spawned")
 def test_a_reading_process_that_is_killed_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", DEADLY], capture_output=True, text=True, check=False)

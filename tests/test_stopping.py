@@ -19,6 +19,8 @@ from smkd.engine.step import Learner
 from smkd.errors import Stopped
 from smkd.fewshot.validation import FewShotValidation
 
+pytestmark = pytest.mark.slow
+
 DISTILL = ("init=random", "objective.supervised.weight=1", "data.sampler={classes: 16, per_class: 4}")
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "phase1": ("debug-pretrain", ("data.limit_per_class=3",)),
@@ -120,13 +122,14 @@ def test_time(finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
     assert records() == finished["phase1"][1]
 
 
+@pytest.mark.parametrize("part", ["extract", "score"])
 def test_a_signal_cuts_a_validation_short(
-    finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    part: str, finished: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     reached_end = False
 
-    def measure(*_: object) -> dict[str, float]:
+    def cut(*_: object) -> dict[str, float]:
         nonlocal reached_end
         send()
         time.sleep(0.01)
@@ -134,7 +137,7 @@ def test_a_signal_cuts_a_validation_short(
         return {"accuracy": 0.0}
 
     with monkeypatch.context() as patch:
-        patch.setattr(FewShotValidation, "measure", measure)
+        patch.setattr(FewShotValidation, part, cut)
         with pytest.raises(Stopped, match=f"step {STEPS} of {2 * STEPS} is saved"):
             run("log_every=2", "epochs=2")
     assert not reached_end

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from smkd.fewshot.transductive import BDCSPN, PTMAP, TIM, LaplacianShot, TransductiveFinetune
 
+pytestmark = pytest.mark.slow
+
 Array = NDArray[np.float64]
 HEADS = [BDCSPN(), LaplacianShot(), PTMAP(), TIM(), TransductiveFinetune()]
 EACH_HEAD = pytest.mark.parametrize("head", HEADS, ids=lambda head: type(head).__name__)

@@ -28,6 +28,8 @@ from smkd.prepare.manifest import Identity, write_manifest
 from smkd.prepare.registry import class_list, published_repeats
 from smkd.viz.contact import MOST_CLASSES, THUMB, contact_sheet
 
+pytestmark = pytest.mark.slow
+
 app = typer.Typer()
 app.command()(verbs.verify)
 app.command()(verbs.stats)

@@ -130,6 +130,7 @@ def test_without_biases(tmp_path: Path) -> None:
     torch.testing.assert_close(back(images).cls, net(images).cls, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_starts_a_run(tmp_path: Path) -> None:
     path = files.saved(LAYOUTS["facebookresearch"], tmp_path / "dinov3.pth")
     words = ["data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.lr=1e-12", "optim.lr_end=0",

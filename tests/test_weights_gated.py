@@ -90,6 +90,7 @@ def test_what_is_said_of_them() -> None:
     assert "patches of 8, MLPs of 100;" in lines[1]
 
 
+@pytest.mark.slow
 def test_they_start_a_run(tmp_path: Path) -> None:
     path = files.saved(files.timm(STORED), tmp_path / "weights.pth")
     words = ["data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.lr=1e-12", "optim.lr_end=0",

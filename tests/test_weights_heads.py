@@ -144,6 +144,7 @@ def test_a_run_knows_its_heads(tmp_path: Path) -> None:
         open_checkpoint(path, heads=4)
 
 
+@pytest.mark.slow
 def test_a_run_says_its_heads_by_its_settings(tmp_path: Path) -> None:
     path = files.saved(files.weights(WIDE), tmp_path / "model.pth")
     words = ("data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.warmup_epochs=0", "accelerator=cpu",

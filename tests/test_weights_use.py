@@ -27,6 +27,8 @@ from smkd.errors import CheckpointError, SmkdError
 from smkd.models.vit import VisionTransformer, resized_positions
 from smkd.weights import catalogue, fetch
 
+pytestmark = pytest.mark.slow
+
 QUICK = ("data.limit_per_class=4", "validation.every=0", "epochs=1", "optim.lr=1e-12", "optim.lr_end=0",
          "optim.warmup_epochs=0", "optim.teacher_momentum=1.0", "accelerator=cpu",
          "model.embed_dim=64", "model.depth=2", "model.num_heads=1")  # fmt: skip

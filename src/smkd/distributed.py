@@ -210,6 +210,20 @@ def gather_object(value: T) -> list[T]:
     return values
 
 
+def gather_on_first(value: T) -> list[T] | None:
+    """A value from each process, in rank order, in the first process; None in the others."""
+    if world_size() == 1:
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values, group=_Host.group)
+    return values
+
+
+def share(count: int) -> range:
+    """Which of so many things this process does: equal parts up to one, in rank order."""
+    return range(rank() * count // world_size(), (rank() + 1) * count // world_size())
+
+
 def mean(x: Tensor) -> Tensor:
     """Mean over processes; no gradient flows through."""
     if world_size() == 1:

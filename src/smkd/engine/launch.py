@@ -28,8 +28,9 @@ from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.device import pick_device
 from smkd.engine import run_folder
+from smkd.engine.evaluator import Evaluator
 from smkd.engine.stopping import Listener
-from smkd.engine.train import Evaluator, train
+from smkd.engine.train import train
 from smkd.errors import ConfigError, SmkdError, Stopped
 from smkd.processes import (
     GUARD,

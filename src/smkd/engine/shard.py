@@ -84,16 +84,13 @@ def part_like(value: Any, own: Tensor) -> Any:
     return distribute_tensor(here, own.device_mesh, own.placements, src_data_rank=None)
 
 
-def whole_backbone(backbone: VisionTransformer, device: torch.device) -> VisionTransformer | None:
-    """A backbone as the first process evaluates it, itself or a whole copy; None in the others where it is shared out.
-
-    All processes call it.
-    """
+def whole_backbone(backbone: VisionTransformer, device: torch.device) -> VisionTransformer:
+    """A backbone as a process evaluates it: itself, or a whole copy where it is shared out. All processes call it."""
     if not is_shared_out(backbone):
         return backbone
-    weights = whole(backbone.state_dict())
-    if not distributed.is_main():
-        return None
+    weights = {
+        name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in backbone.state_dict().items()
+    }
     with torch.random.fork_rng(devices=[]):
         return VisionTransformer.with_weights(backbone.config, weights).to(device)
 

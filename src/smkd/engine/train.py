@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from smkd.data.sources import opened_once
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import agreement, checkpoint, run_folder, shard
 from smkd.engine.collapse import CollapseWatch
+from smkd.engine.evaluator import Evaluator, measure_together
 from smkd.engine.guard import Guard
 from smkd.engine.log import Bar, RunLog, console
 from smkd.engine.meter import Meter
@@ -36,23 +36,12 @@ from smkd.engine.run_folder import Selection
 from smkd.engine.step import Learner
 from smkd.engine.stopping import SAVE, Interrupted, Watch, stopped
 from smkd.errors import ConfigError, DataError, SmkdError, Stopped
-from smkd.models.vit import VisionTransformer
 from smkd.weights.load import MARK
 
 ADVICE = "try resume_with=precision=fp32, a lower resume_with=optim.lr=..., or resume_with=head.fixed_norm=true"
 
 HALVINGS = 16
 """So many steps in a row may halve the scale of float16's losses from its start, 2^16, to 1."""
-
-
-class Evaluator(Protocol):
-    """Measures a backbone on validation classes."""
-
-    def check(self, config: RunConfig) -> None:
-        """Fail early if the validation that the configuration asks for cannot be done."""
-
-    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
-        """Names and numbers; the first one selects the best checkpoint."""
 
 
 @opened_once()
@@ -351,15 +340,10 @@ class Run:
         every = self.config.validation.every
         if self.evaluator is None or not self.validated or (epoch % every and epoch != self.config.epochs):
             return None
-        measured: dict[str, float] | None = None
         teacher = self.learner.pair.teacher.eval()
         backbone = shard.whole_backbone(teacher.backbone, self.device)
-        if distributed.is_main() and backbone is not None:
-            with contextlib.suppress(Interrupted), self.watch.interruptible():
-                measured = self.evaluator.measure(backbone, self.config, self.device)
+        measured = measure_together(self.evaluator, backbone, self.config, self.device, self.watch)
         teacher.train()
-        if distributed.largest(int(distributed.is_main() and measured is None)):
-            raise Interrupted
         if measured is None:
             return None
         log.write("validation", self.step, {"epoch": epoch, **measured})

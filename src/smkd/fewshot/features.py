@@ -86,17 +86,19 @@ class Stream:
 
     Attributes:
         images: the split.
+        rows: numbers of the images that are read.
         dim: numbers of a feature.
     """
 
     def __init__(
         self, images: Images, encode: Callable[[Tensor], Tensor], dim: int, *, resize: int, crop: int, on_error: str,
-        batch_size: int = BATCH, num_workers: int = 0,
+        batch_size: int = BATCH, num_workers: int = 0, rows: range | None = None,
     ) -> None:  # fmt: skip
         self.images, self.encode, self.dim = images, encode, dim
+        self.rows = range(len(images)) if rows is None else rows
         self.loader: DataLoader[tuple[Tensor | None, int]] = DataLoader(
             _CenterCrops(images, resize, crop, on_error), batch_size=batch_size, num_workers=num_workers,
-            collate_fn=_collate, worker_init_fn=end_with_parent,
+            sampler=self.rows, collate_fn=_collate, worker_init_fn=end_with_parent,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[tuple[Tensor, NDArray[np.int64]]]:
@@ -119,21 +121,33 @@ class Stream:
 
     def collect(self) -> Features:
         """All of them; raises `DataError` if there is none."""
-        parts = list(self)
-        if not parts:
-            raise DataError("not one image of the split can be read")
+        return joined([self.collect_rows()])
+
+    def collect_rows(self) -> Features:
+        """All of them, which may be none."""
+        parts = [(torch.empty(0, self.dim), np.empty(0, np.int64)), *self]
         labels = np.concatenate([part[1] for part in parts])
-        return Features(
-            torch.cat([part[0] for part in parts]), labels, self.images.class_names, len(self.images) - len(labels)
-        )
+        values = torch.cat([part[0] for part in parts])
+        return Features(values, labels, self.images.class_names, len(self.rows) - len(labels))
+
+
+def joined(parts: Sequence[Features]) -> Features:
+    """Features of parts of a split, one after another; raises `DataError` if not one image could be read."""
+    whole = replace(
+        parts[0], values=torch.cat([part.values for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]), skipped=sum(part.skipped for part in parts),
+    )  # fmt: skip
+    if not len(whole.labels):
+        raise DataError("not one image of the split can be read")
+    return whole
 
 
 def backbone_stream(
     backbone: VisionTransformer, images: Images, spec: DatasetSpec, config: FeaturesConfig, *,
     resize: int, crop: int, device: torch.device, autocast: torch.dtype | None = None, num_workers: int = 0,
-    on_error: str = "raise",
+    on_error: str = "raise", rows: range | None = None,
 ) -> Stream:  # fmt: skip
-    """Features of every image of a split, in order.
+    """Features of the images of a split, in order.
 
     Args:
         backbone: in evaluation mode, on `device`.
@@ -143,6 +157,7 @@ def backbone_stream(
         resize: shorter side in pixels before the centre crop of side `crop`.
         autocast: type for autocast, or None for float32.
         on_error: 'raise', or 'skip' to leave unreadable images out.
+        rows: numbers of the images that are read; None for all.
     """
 
     def encode(pixels: Tensor) -> Tensor:
@@ -155,7 +170,7 @@ def backbone_stream(
     dim = backbone.embed_dim * len(config.blocks) * len(config.parts)
     return Stream(
         images, encode, dim, resize=resize, crop=crop, on_error=on_error, num_workers=num_workers,
-        batch_size=CPU_BATCH if device.type == "cpu" else BATCH,
+        batch_size=CPU_BATCH if device.type == "cpu" else BATCH, rows=rows,
     )  # fmt: skip
 
 

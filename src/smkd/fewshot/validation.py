@@ -5,6 +5,7 @@ For the second, the head learns once from all training images.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -23,7 +24,7 @@ from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import compare_results, evaluate_features, shape_of
 from smkd.fewshot.candidates import candidates, narrowed, together
 from smkd.fewshot.episodes import Members, large_enough, too_small
-from smkd.fewshot.features import Features, Stream, backbone_stream
+from smkd.fewshot.features import Features, Stream, backbone_stream, joined
 from smkd.fewshot.heads import make_head
 from smkd.fewshot.intervals import of_paired_gain
 from smkd.models.vit import VisionTransformer, block_numbers
@@ -35,14 +36,15 @@ Verdicts = NDArray[np.bool_]
 
 def backbone_features(
     backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device,
-    images: Images | None = None,
+    images: Images | None = None, *, shared: bool = False,
 ) -> Stream:  # fmt: skip
-    """Features of the protocol's split, or of other images."""
+    """Features of the protocol's split, or of other images; with `shared`, of this process's share of them."""
     images = open_split(config.data, protocol.split) if images is None else images
     return backbone_stream(
         backbone, images, configured_spec(config.data), config.features,
         resize=protocol.resize, crop=protocol.crop, device=device, on_error=config.data.on_error,
         autocast=autocast_type(config.precision, device), num_workers=worker_count(config, device),
+        rows=distributed.share(len(images)) if shared else None,
     )  # fmt: skip
 
 
@@ -106,10 +108,14 @@ class FewShotValidation:
             if len(kept) < len(sizes) and distributed.is_main():
                 console.print(f"validation: {too_small(sizes, images.class_names, shape)}")
 
-    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
+    def extract(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> Features:
+        """Features of this process's share of the validation images."""
+        images = open_validation(config)
+        return backbone_features(backbone, config, config.validation, device, images, shared=True).collect_rows()
+
+    def score(self, shares: Sequence[Features], config: RunConfig) -> dict[str, float]:
         """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
-        features = backbone_features(backbone, config, config.validation, device, open_validation(config)).collect()
-        results = evaluate_features(features, config.validation)
+        results = evaluate_features(joined(shares), config.validation)
         mean = sum(r.mean for r in results) / len(results)
         return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}
 
@@ -126,9 +132,17 @@ class HeldOutImages:
         train, val = (open_split(config.data, split).class_names for split in ("train", config.validation.split))
         check_known(train, val, config.validation.split)
 
-    def measure(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, float]:
+    def extract(
+        self, backbone: VisionTransformer, config: RunConfig, device: torch.device
+    ) -> tuple[Features, Features]:
+        """Features of this process's share of the training images, and of the held-out ones."""
+        support, query = _held_out_streams(backbone, config, config.validation, device, shared=True)
+        return support.collect_rows(), query.collect_rows()
+
+    def score(self, shares: Sequence[tuple[Features, Features]], config: RunConfig) -> dict[str, float]:
         """Accuracy in percent."""
-        return {"accuracy": 100 * float(verdicts(backbone, config, config.validation, device).mean())}
+        support, query = (joined(parts) for parts in zip(*shares, strict=True))
+        return {"accuracy": 100 * float(_right(support, query, config.validation).mean())}
 
 
 def _check_blocks(config: RunConfig) -> None:
@@ -156,10 +170,21 @@ def held_out_features(
     backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device
 ) -> tuple[Features, Features]:
     """Features of the training images and of the protocol's split; arguments and errors as `verdicts` has them."""
-    support = backbone_features(backbone, config, protocol.model_copy(update={"split": "train"}), device).collect()
-    query = backbone_features(backbone, config, protocol, device).collect()
+    support, query = (
+        stream.collect() for stream in _held_out_streams(backbone, config, protocol, device, shared=False)
+    )
     check_known(support.class_names, query.class_names, protocol.split)
     return support, query
+
+
+def _held_out_streams(
+    backbone: VisionTransformer, config: RunConfig, protocol: ProtocolConfig, device: torch.device, *, shared: bool
+) -> tuple[Stream, Stream]:
+    train = protocol.model_copy(update={"split": "train"})
+    return (
+        backbone_features(backbone, config, train, device, shared=shared),
+        backbone_features(backbone, config, protocol, device, shared=shared),
+    )
 
 
 def _right(support: Features, query: Features, protocol: ProtocolConfig) -> Verdicts:
