@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -81,7 +82,7 @@ class RunLog:
         self, out: Path, config: RunConfig, device: torch.device, *, step: int, epoch: int, active: bool,
         changes: Sequence[str] = (),
     ) -> None:  # fmt: skip
-        self.active = active
+        self.active, self.out = active, out
         self.progress: Progress | None = None
         if not active:
             return
@@ -100,16 +101,45 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+        self.hook = threading.excepthook
+        threading.excepthook = self._thread_failed
 
-    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """One object of metrics.jsonl: its kind ('train', 'epoch', 'validation'), the step, and the values."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Flush and close every sink; what fails then is no news after an error."""
         if not self.active:
             return
-        self.metrics.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
-        self.metrics.flush()
+        with contextlib.suppress(OSError) if kind else explained(self.out / "tensorboard", SmkdError):
+            self.metrics.close()
+            self.tensorboard.close()
+        threading.excepthook = self.hook
+        if self.wandb is not None:
+            self.wandb.finish()
+
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        # TensorBoard raises the error of its thread once more where the next number is written
+        if not type(failed.thread).__module__.startswith("tensorboard."):
+            self.hook(failed)
+
+    def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """One object of metrics.jsonl: its kind ('train', 'epoch', 'validation'), the step, and the values.
+
+        Raises:
+            SmkdError: it cannot be written, or the run's folder is gone.
+        """
+        if not self.active:
+            return
+        check_there(self.out)
+        with explained(self.out / "metrics.jsonl", SmkdError):
+            line = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
+            self.metrics.write(json.dumps(line) + "\n")
+            self.metrics.flush()
         numbers = {f"{kind}/{k}": float(v) for k, v in values.items() if isinstance(v, int | float)}
-        for name, value in numbers.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with explained(self.out / "tensorboard", SmkdError):
+            for name, value in numbers.items():
+                self.tensorboard.add_scalar(name, value, step)
         if self.wandb is not None:
             self.wandb.log(numbers, step=step)
 
@@ -118,7 +148,7 @@ class RunLog:
         if self.active:
             (self.progress.console if self.progress else console).print(text)
 
-    @contextmanager
+    @contextlib.contextmanager
     def bar(self, title: str, total: int, done: int) -> Iterator[Bar]:
         """Progress bar over steps on a terminal; elsewhere a bar that shows nothing."""
         if not self.active or not console.is_terminal:
@@ -134,14 +164,11 @@ class RunLog:
             yield Bar(progress)
         self.progress = None
 
-    def close(self) -> None:
-        """Flush and close every sink."""
-        if not self.active:
-            return
-        self.metrics.close()
-        self.tensorboard.close()
-        if self.wandb is not None:
-            self.wandb.finish()
+
+def check_there(out: Path) -> None:
+    """Raise `SmkdError` if the folder of a run that has begun was removed or moved."""
+    if not (out / "config.yaml").exists():
+        raise SmkdError(f"'{out}' is gone: it was removed or moved while the run wrote to it; nothing more is saved")
 
 
 def _start_wandb(out: Path, config: RunConfig) -> Any:

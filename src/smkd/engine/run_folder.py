@@ -22,7 +22,7 @@ from smkd.config.checks import check_used, cut_differently
 from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint
 from smkd.engine.checkpoint_schema import RESUMED, checked_moments, needed
-from smkd.engine.log import console
+from smkd.engine.log import check_there, console
 from smkd.errors import CheckpointError, ConfigError
 from smkd.files import PARTIAL
 
@@ -357,7 +357,11 @@ def keep_checkpoint(state: dict[str, Any], folder: Path, config: RunConfig, *, i
     """Keep a state as the last one and, where asked for, under other names.
 
     The last one comes last: killed before, the run goes on from an earlier state and writes the others again.
+
+    Raises:
+        SmkdError: it cannot be written, or the run's folder is gone.
     """
+    check_there(folder.parent)
     if config.save_every and state["epoch"] % config.save_every == 0 and not state["step_in_epoch"]:
         checkpoint.save_checkpoint(state, folder / f"step-{state['step']:08d}.pt")
     if is_best:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -212,7 +211,7 @@ class Run:
         log = RunLog(
             self.out, self.typed, self.device, step=self.logged, epoch=self.epoch, changes=self.changes, active=main
         )
-        with self.watch, closing(log):
+        with self.watch, log:
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
             loader = training_loader(images, config, self.sampler, self.device)
