@@ -219,3 +219,15 @@ def test_cores_are_those_of_affinity_and_quota(tmp_path: Path, monkeypatch: pyte
     old = {"cpu.cfs_quota_us": "150000", "cpu.cfs_period_us": "100000"}
     group(tmp_path, "cpu,cpuacct", old, "4:cpu,cpuacct:/docker/1\n1:name=systemd:/\n")  # seen from inside
     assert files._quota(tmp_path) == 1.5
+
+
+def test_free_memory_is_that_of_the_machine_and_the_control_groups(tmp_path: Path) -> None:
+    assert files.free_memory(tmp_path) is None
+    group(tmp_path, "job", {}, "0::/job\n")
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 100 kB\nMemAvailable:   50 kB\n")
+    assert files.free_memory(tmp_path) == 50 * 1024
+    used = {"memory.current": "9000", "memory.stat": "anon 5\ninactive_file 2000\nactive_file 7\n"}
+    group(tmp_path, "job", {"memory.max": "max", **used}, "0::/job\n")
+    assert files.free_memory(tmp_path) == 50 * 1024
+    group(tmp_path, "job", {"memory.max": "10000", **used}, "0::/job\n")
+    assert files.free_memory(tmp_path) == 3000

@@ -154,6 +154,16 @@ def cores() -> int:
     return bound if quota is None else max(1, min(bound, int(quota)))
 
 
+def free_memory(root: Path = Path("/")) -> int | None:
+    """Bytes of memory that this process may still use; None where that is not known (Linux tells)."""
+    try:
+        table = (root / "proc/meminfo").read_text(encoding="utf-8")
+        free = 1024 * int(table.split("MemAvailable:")[1].split()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return min([free, *(left for group in _groups("memory", root) if (left := _memory_left(group)) is not None)])
+
+
 def listed(names: Iterable[str]) -> str:
     """The first few names, and how many more there are."""
     names = list(names)
@@ -258,13 +268,29 @@ def _place(error: BaseException, path: Path) -> str | Path:
     return name if path in Path(name).parents or Path(name) in path.parents else path
 
 
+def _memory_left(group: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        most = (group / "memory.max").read_text(encoding="utf-8").strip()
+        used = int((group / "memory.current").read_text(encoding="utf-8"))
+        # files that were read are forgotten first
+        cached = int((group / "memory.stat").read_text(encoding="utf-8").split("inactive_file ")[1].split()[0])
+        return None if most == "max" else int(most) - used + cached
+    return None
+
+
 def _quota(root: Path = Path("/")) -> float | None:
     """Cores that the control groups of this process allow; None without a quota (Linux only)."""
-    found = []
+    found = [_quota_of(group) for group in _groups("cpu", root)]
+    return min((each for each in found if each is not None), default=None)
+
+
+def _groups(controller: str, root: Path) -> list[Path]:
+    """Folders of the control groups that limit this process, and of those above; none elsewhere than on Linux."""
+    found: list[Path] = []
     with contextlib.suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
             number, controllers, place = line.split(":", 2)
-            if number != "0" and "cpu" not in controllers.split(","):
+            if number != "0" and controller not in controllers.split(","):
                 continue
             base = root / "sys/fs/cgroup" / ("" if number == "0" else controllers)
             group = base / place.lstrip("/")
@@ -272,8 +298,8 @@ def _quota(root: Path = Path("/")) -> float | None:
             for each in [group, *group.parents]:
                 if each != base and base not in each.parents:
                     break
-                found.append(_quota_of(each))
-    return min((each for each in found if each is not None), default=None)
+                found.append(each)
+    return found
 
 
 def _quota_of(group: Path) -> float | None:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from smkd.data.decoding import shape
 from smkd.data.images import StoredImages
 from smkd.errors import DataError
-from smkd.files import PARTIAL
+from smkd.files import PARTIAL, free_memory
 from smkd.processes import end_with_parent
 from smkd.progress import T, Track
 
@@ -236,10 +236,3 @@ def _each(work: Callable[[Sequence[int]], T], count: int, jobs: int, track: Trac
 
 def _same(part: T) -> T:
     return part
-
-
-def free_memory() -> int | None:
-    """Bytes that the system can give without swapping; none where it does not say."""
-    with suppress(OSError, ValueError, IndexError), open("/proc/meminfo", encoding="ascii") as file:
-        return next((int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable")), None)
-    return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from smkd.engine.restore import open_checkpoint, restore
 from smkd.engine.run_folder import Selection
 from smkd.engine.step import Learner
 from smkd.engine.stopping import SAVE, Interrupted, Watch, stopped
+from smkd.engine.writer import Writer
 from smkd.errors import ConfigError, DataError, SmkdError, Stopped
 from smkd.weights.load import MARK
 
@@ -130,6 +132,7 @@ class Run:
         )
         self.watch = Watch(config.save_minutes, config.max_hours)
         self.collapse = CollapseWatch(config)
+        self.writer = Writer()
         self._take_weights()
 
     def _is_validated(self) -> bool:
@@ -211,7 +214,7 @@ class Run:
         log = RunLog(
             self.out, self.typed, self.device, step=self.logged, epoch=self.epoch, changes=self.changes, active=main
         )
-        with self.watch, log:
+        with self.watch, log, self.writer:
             self._introduce(images, log)
             compile_backbones(self.learner.pair, config.compile, self.device, log.say)
             loader = training_loader(images, config, self.sampler, self.device)
@@ -227,6 +230,7 @@ class Run:
                         break
                     if self.epoch < config.epochs and (asked := self.watch.asked()) > SAVE:
                         raise self._stopped(asked)
+            self._settle()
 
     @property
     def step(self) -> int:
@@ -275,8 +279,10 @@ class Run:
             meter.record(self.step, self.learner.step(views, rates, passes), rates.lr)
             self.done += 1
             bar.advance(meter.note)
+            self.writer.check()
             if self.guard.exhausted:
                 self._save(meter)
+                self._settle()
                 raise SmkdError(
                     f"{self.guard.max_skips} steps in a row had no finite loss or gradient and were skipped, up to "
                     f"step {self.step}, which is saved (the images: 'skipped' in '{self.out / 'metrics.jsonl'}'); "
@@ -305,7 +311,7 @@ class Run:
         self._save(None, is_best=is_best)
 
     def _save(self, meter: Meter | None, *, is_best: bool = False) -> None:
-        """Write a checkpoint, within an epoch if there is a meter."""
+        """Begin to write a checkpoint, within an epoch if there is a meter."""
         meters = [] if meter is None else distributed.gather_object(meter.state())
         guards = distributed.gather_object(self.guard.state())
         learned = self.learner.state()
@@ -323,11 +329,19 @@ class Run:
                 "classes": self.images.class_names, "data": self.data,
                 "version": __version__,
             }  # fmt: skip
-            run_folder.keep_checkpoint(state, self.out / "checkpoints", self.config, is_best=is_best)
-        distributed.barrier()
+            keep = partial(
+                run_folder.keep_checkpoint, folder=self.out / "checkpoints", config=self.config, is_best=is_best
+            )
+            self.writer.write(state, keep)
         self.watch.saved()
 
+    def _settle(self) -> None:
+        """Wait, in all processes, until the last checkpoint is written."""
+        self.writer.wait()
+        distributed.barrier()
+
     def _stopped(self, code: int) -> Stopped:
+        self._settle()
         return stopped(code, f"step {self.step} of {self.config.epochs * self.sampler.steps}")
 
     def _validate(self, epoch: int, log: RunLog) -> float | None:
