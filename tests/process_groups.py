@@ -27,8 +27,13 @@ def _begin(work: Callable[..., None], rank: int, ports: list[int], arguments: tu
     work(rank, ports, *arguments)
 
 
-def run_processes(work: Callable[..., None], count: int, groups: int, *arguments: Any) -> list[int | None]:
-    """Run `work(rank, ports, *arguments)` in `count` processes, with a port for each group; their exit codes."""
+def run_processes(
+    work: Callable[..., None], count: int, groups: int, *arguments: Any, patience: float = 60
+) -> list[int | None]:
+    """Run `work(rank, ports, *arguments)` in `count` processes, with a port for each group; their exit codes.
+
+    Each has `patience` seconds to end after the one before it.
+    """
     stores = [dist.TCPStore(HOST, 0, is_master=True, wait_for_workers=False) for _ in range(groups)]  # type: ignore[attr-defined]
     ports = [store.port for store in stores]
     context = multiprocessing.get_context("forkserver")
@@ -37,7 +42,7 @@ def run_processes(work: Callable[..., None], count: int, groups: int, *arguments
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(60)
+        worker.join(patience)
         worker.kill()
         worker.join()
     return [worker.exitcode for worker in workers]

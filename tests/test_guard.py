@@ -125,19 +125,26 @@ def test_the_run_stops_and_takes_the_advised_change(
         assert loading.resumed_with(kept, kept.resume_with).optim == loading.check(again["config"]).optim
 
 
-def test_a_broken_optimiser_state_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("at", "precision"), [(1, "fp32"), (2, "bf16"), (STEPS, "fp32"), (STEPS, "bf16")])
+def test_a_broken_optimiser_state_is_never_saved(
+    at: int, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the first, a middle and the last step of the second epoch."""
     monkeypatch.chdir(tmp_path)
+    words = ("epochs=2", "validation.every=0", f"precision={precision}")
 
     def state(learner: Learner, views: list[Views]) -> list[Views]:
         next(iter(learner.optimizer.state.values()))["exp_avg"].fill_(torch.nan)
         return views
 
     with monkeypatch.context() as patch:
-        hurt_steps(patch, {5}, state)
+        hurt_steps(patch, {STEPS + at}, state)
         with pytest.raises(SmkdError, match=r"no longer finite at step 6 and is not saved; the same command"):
-            run("epochs=2", "validation.every=0")
-    assert checkpoint.load_checkpoint(OUT / "checkpoints" / "last.pt")["step"] == STEPS
-    run("epochs=2", "validation.every=0")
+            run(*words)
+    kept = checkpoint.load_checkpoint(OUT / "checkpoints" / "last.pt")
+    assert kept["step"] == STEPS
+    assert checkpoint.first_not_finite({part: kept[part] for part in PARTS}) is None
+    run(*words, "resume_with=optim.lr=1e-5")
     assert checkpoint.load_checkpoint(OUT / "checkpoints" / "last.pt")["step"] == 2 * STEPS
 
 

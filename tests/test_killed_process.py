@@ -8,12 +8,19 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from process_groups import join_group, run_processes
 from run_files import records, same
+from smkd import api, distributed
+from smkd.engine.launch import launch
+from smkd.engine.step import Learner
+from smkd.errors import SmkdError
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +92,28 @@ def test_torchrun_starts_again_where_a_process_was_killed(tmp_path: Path, monkey
     assert ours == ["smkd: another process of this run ended without a word (killed? out of memory?)"]
     assert "Traceback" not in said
     assert same([torch.load("run/checkpoints/last.pt", weights_only=True), records()], list(expected))
+
+
+def never_answers(rank: int, ports: list[int], folder: str) -> None:
+    """Two processes, of which the second one hangs in its third step."""
+    real, done = Learner.step, 0
+
+    def step(*given: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == 3 and rank == 1:
+            time.sleep(60)
+        return real(*given)
+
+    join_group(ports[0], rank, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "LIMIT", timedelta(seconds=3))
+        patch.setattr(Learner, "step", step)
+        with pytest.raises(SmkdError, match=r"^another process of this run did not answer within 0\.05 minutes$"):
+            launch(api.resolve(WORDS[1], [f"out={folder}/run", "epochs=1", *WORDS[2:]]))
+    (Path(folder) / "told").touch()
+
+
+def test_a_process_that_hangs_ends_the_others_after_the_limit(tmp_path: Path) -> None:
+    assert run_processes(never_answers, 2, 1, str(tmp_path), patience=20) == [0, -signal.SIGKILL]
+    assert (tmp_path / "told").exists()

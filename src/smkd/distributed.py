@@ -171,9 +171,14 @@ def _agreed_word(store: Any, here: Place) -> str:
     return own
 
 
-def is_lost_connection(error: BaseException) -> bool:
-    """Whether an error says that another process went away in the middle of an exchange."""
-    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+def lost_connection(error: BaseException) -> str | None:
+    """What has become of another process, if an error says that it went away in the midst of an exchange."""
+    said = str(error)
+    if not isinstance(error, dist.DistError) and "gloo/transport" not in said:
+        return None
+    if "timed out" in said.lower():
+        return f"another process of this run did not answer within {LIMIT.total_seconds() / 60:g} minutes"
+    return "another process of this run ended without a word (killed? out of memory?)"
 
 
 def rank() -> int:

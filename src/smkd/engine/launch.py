@@ -108,9 +108,9 @@ def _train(config: RunConfig, evaluator: Evaluator | None) -> Path:
         # the others lose the one that failed
         if not distributed.fails_first():
             sys.exit(SmkdError.exit_code)
-        if not distributed.is_lost_connection(error):
-            raise
-        raise SmkdError("another process of this run ended without a word (killed? out of memory?)") from error
+        if said := distributed.lost_connection(error):
+            raise SmkdError(said) from error
+        raise
 
 
 class _PassedOn(Listener):
