@@ -20,6 +20,7 @@ from PIL import Image
 from smkd.app.support import Support, learn, taken
 from smkd.classify import FewShotClassifier
 from smkd.classify.answers import answer
+from smkd.classify.choose_features import OWN, Reader
 from smkd.classify.encoder import Encoder, EncoderConfig
 from smkd.config.loading import resolve
 from smkd.models.vit import VisionTransformer
@@ -46,7 +47,7 @@ def measure(recipe: str, folder: Path) -> dict[str, float]:
     support, labels = Support(), [f"class {row // SHOTS}" for row in range(len(photos))]
     for photo, label in zip(photos, labels, strict=True):
         support = support.with_class(label, [photo])
-    lesson, learned = timed(lambda: learn(encoder, support))
+    lesson, learned = timed(lambda: learn(Reader(encoder, OWN), support))
     _, anew = timed(lambda: FewShotClassifier(encoder, "auto").fit(paths[:-1], labels))
     given, answered = timed(lambda: answer(lesson, taken(encoder, paths[-1:])[0][0], 0.3))
     _, drawn = timed(lambda: reasons(lesson, given))

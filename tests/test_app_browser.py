@@ -147,6 +147,30 @@ def painted(picture: Locator) -> bool:
     return bool(picture.evaluate("async image => { await image.decode(); return image.naturalWidth > 100 }"))
 
 
+FAINT = """() => {
+  const parts = color => color.match(/[\\d.]+/g).map(Number)
+  const luminance = color => parts(color).slice(0, 3).map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
+  const ground = e => {
+    for (; e; e = e.parentElement) {
+      const color = getComputedStyle(e).backgroundColor
+      if (parts(color).length < 4 || parts(color)[3] > .9) return color
+    }
+    return 'rgb(255, 255, 255)'
+  }
+  const found = []
+  for (const e of document.querySelectorAll('main *')) {
+    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+    if (!own || !e.checkVisibility() || e.disabled) continue
+    const [low, high] = [getComputedStyle(e).color, ground(e)].map(luminance).sort((a, b) => a - b)
+    if ((high + .05) / (low + .05) < 4.5) found.push(e.outerHTML.slice(0, 200))
+  }
+  return found
+}"""
+"""Elements whose text has a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3)."""
+
+
 def test_from_photographs_to_a_file_that_predicts(page: Page, place: Path, tmp_path: Path) -> None:
     classes = fill(page, place)
     said = learn(page)
@@ -224,12 +248,16 @@ def test_what_cannot_be_used_is_one_line(page: Page, place: Path, tmp_path: Path
     page.get_by_text("a classifier needs at least two classes: add one").wait_for()
     assert page.get_by_role("button", name="Download the classifier").count() == 0
 
+    drop(page.locator("#tried"), good[2])
+    page.get_by_text("Press Learn first.").wait_for()
     (tmp_path / "notes.txt").write_text("no image")
     drop(page.locator("#tried"), tmp_path / "notes.txt")
     page.get_by_text("cannot read image 'notes.txt': not an image of a known format").wait_for()
     (tmp_path / "a.zip").write_text("no zip")
     page.locator("input[type=file][accept*=zip]").set_input_files(str(tmp_path / "a.zip"))
     page.get_by_text("archive 'a.zip' is damaged, cut short or of another kind").wait_for()
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(FAINT) == []
     # what was there is still there
     assert page.locator(".card .thumbnail-item").count() == 2
 
@@ -244,11 +272,13 @@ def test_a_zip_on_a_telephone(page: Page, place: Path, tmp_path: Path) -> None:
     for name in classes:
         page.get_by_role("button", name=f"Remove {name}", exact=True).wait_for()
     assert page.locator(".card").count() == 2
+    page.locator("#learned p").get_by_text("from 9 photographs").wait_for()  # without a press
     drop(page.locator("#tried"), *pictures(place / "rest"))
-    page.get_by_text("Press Learn first.").wait_for()
-    assert "from 9 photographs" in learn(page)
     assert painted(page.locator("#matches img"))
+    answer, tried = (page.locator(each).bounding_box() for each in ("#answer", "#tried"))
+    assert answer["y"] + answer["height"] <= tried["y"]
     assert page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
+    assert page.evaluate(FAINT) == []
     # everything that can be operated says what it is
     unnamed = page.locator("button, input, textarea").evaluate_all(
         """all => all.filter(e => e.checkVisibility() && !(e.ariaLabel || e.innerText || e.title ||

@@ -83,8 +83,9 @@ def test_events_take_turns(tmp_path: Path) -> None:
     """Each reads the state and writes it back, so that two at once would lose photographs."""
     pytest.importorskip("gradio", reason="needs the extra 'app'")
     from smkd.app.page import build_page
+    from smkd.classify.choose_features import Reader
 
-    page = build_page(open_encoder("pixels"), START, tmp_path, "")
+    page = build_page(Reader(open_encoder("pixels"), "auto"), START, tmp_path, "")
     turns = {
         event.name: (event.concurrency_id, event.concurrency_limit) for event in page.fns.values() if event.outputs
     }

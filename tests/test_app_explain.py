@@ -12,9 +12,10 @@ from PIL import Image, ImageColor
 
 from classify_data import tiny_checkpoint
 from made_images import photographs
-from smkd.app.support import Support, learn, taken
-from smkd.classify import Encoder, open_encoder
+from smkd.app.support import START, Support, learn, taken
+from smkd.classify import Encoder, FewShotClassifier, choose_features, open_encoder
 from smkd.classify.answers import NONE, Lesson, answer
+from smkd.classify.choose_features import OWN, Reader
 from smkd.classify.pictures import Pictures
 from smkd.errors import DataError
 from smkd.fewshot.candidates import features_from
@@ -61,7 +62,7 @@ def support_of(encoder: Encoder, folder: Path) -> Support:
 
 @pytest.fixture(scope="module")
 def lesson(place: Path, encoder: Encoder) -> Lesson:
-    return learn(encoder, support_of(encoder, place / "support"))
+    return learn(Reader(encoder, OWN), support_of(encoder, place / "support"))
 
 
 def loaded(folder: Path, count: int) -> list[torch.Tensor]:
@@ -162,7 +163,7 @@ def test_a_support_photograph_is_nearest_to_itself(encoder: Encoder, lesson: Les
 
 
 def test_without_two_photographs_of_a_class_nothing_is_unknown(place: Path, encoder: Encoder, tmp_path: Path) -> None:
-    lesson = learn(encoder, support_of(encoder, photographs(tmp_path / "few", (1, 1))))
+    lesson = learn(Reader(encoder, OWN), support_of(encoder, photographs(tmp_path / "few", (1, 1))))
     given = answer(lesson, lesson.photos[0], 1.0)
     assert given.known is None
     assert given.text != NONE
@@ -173,7 +174,7 @@ def test_classes_that_are_too_few_or_empty(encoder: Encoder, lesson: Lesson) -> 
     for support, line in ((Support(), "at least two classes"), (one, "at least two classes"),
                           (one.with_class("cat"), "'cat' has no photographs")):  # fmt: skip
         with pytest.raises(DataError, match=line) as caught:
-            learn(encoder, support)
+            learn(Reader(encoder, OWN), support)
         assert "\n" not in str(caught.value)
 
 
@@ -224,3 +225,43 @@ def test_the_square_is_the_centre_of_the_photograph() -> None:
     assert square[..., 0].mean() > 250
     # a crop smaller than the resized side shows less of it
     assert np.asarray(central_square(image, 60, 48))[..., 0].min() == 255
+
+
+@pytest.mark.parametrize("word", ["auto", OWN, "1:cls"])
+def test_the_page_learns_what_fit_learns(
+    word: str, place: Path, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where other features are chosen than those that photographs were encoded with before."""
+    if word == "auto":  # the tiny network's choice would hang on rounding
+        monkeypatch.setattr(
+            choose_features,
+            "choose_features",
+            lambda _, __, ___, tried: next(each for each in tried if each.blocks == (1,)),
+        )
+    reader = Reader(encoder, word)
+    lesson = learn(reader, support_of(reader.encoder, place / "support"))
+    files = sorted((place / "support").rglob("*.png"))
+    fitted = FewShotClassifier(encoder, "auto", reading=word).fit(files, [path.parent.name for path in files])
+    assert fitted.encoder_ is not None
+    assert lesson.encoder.config == fitted.encoder_.config
+    if word != OWN:
+        assert lesson.encoder.config.features.blocks == (1,)
+    np.testing.assert_allclose(lesson.classifier.support_, fitted.support_, atol=1e-5)
+    asked = sorted((place / "rest").rglob("*.png"))
+    photos, _ = taken(reader.encoder, list(map(str, asked)))
+    for photo, expected in zip(photos, fitted.predict_proba(asked), strict=True):
+        chances = answer(lesson, lesson.as_read(photo), 0.3).chances
+        assert [chances[str(name)] for name in fitted.classes_] == pytest.approx(expected, abs=1e-4)
+
+
+def test_complete_classes_are_learned_without_a_press(place: Path, encoder: Encoder, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="needs the extra 'app'")
+    from smkd.app.events import press_learn
+
+    reader, support = Reader(encoder, OWN), support_of(encoder, place / "support")
+    lesson, said, _ = press_learn(reader, tmp_path, support, None, None, ready=True)
+    assert isinstance(lesson, Lesson)
+    assert "Learned 3 classes from 9 photographs" in said
+    for incomplete in (START, support.with_class(), Support(support.groups[:1])):
+        before = press_learn(reader, tmp_path, incomplete, lesson, None, ready=True)
+        assert not any(isinstance(each, Lesson) or "alert" in str(each) for each in before)

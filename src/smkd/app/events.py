@@ -14,14 +14,20 @@ import numpy as np
 
 from smkd.app.support import Support, learn, taken, zip_classes
 from smkd.classify.answers import Answer, Lesson, Photo, answer, answer_rows, answers_csv
+from smkd.classify.choose_features import Reader
 from smkd.classify.encoder import Encoder
 from smkd.classify.left_out import LeftOutAccuracy
 from smkd.errors import DataError, SmkdError
+from smkd.progress import Track
 from smkd.viz.explain import NO_NETWORK, reasons
 
 MOST_QUERIES = 50
 GalleryItems = list[tuple[str, str | None]] | None
 """What a gallery holds: files with their captions."""
+
+
+PROGRESS = gr.Progress()
+"""Gradio gives each event its own in the place of this."""
 
 
 def photographs(name: str) -> str:
@@ -54,26 +60,30 @@ def rename_class(number: int, name: str, support: Support) -> tuple[Any, Any, An
     return renamed, gr.Gallery(label=photographs(name)), gr.Button(removal(name)), ""
 
 
-def set_photos(encoder: Encoder, number: int, shots: GalleryItems, support: Support) -> tuple[Any, Any, Any]:
+def set_photos(
+    encoder: Encoder, number: int, shots: GalleryItems, support: Support, progress: gr.Progress = PROGRESS
+) -> tuple[Any, Any, Any]:
     """The photographs that a class has now: the support, those that can be read, and a line about the others."""
     paths, before = _paths(shots), support.photos(number)
     if paths == [photo.path for photo in before]:
         return gr.skip(), gr.skip(), gr.skip()
     try:
-        photos, refused = taken(encoder, paths, before)
+        photos, refused = taken(encoder, paths, before, _track(progress))
         changed = support.with_photos(number, photos)
     except SmkdError as error:
         return gr.skip(), [photo.path for photo in before], wrong(error)
     return changed, _shots(photos, paths), wrong(*refused)
 
 
-def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn: int) -> tuple[Any, Any, str]:
+def add_zip(
+    encoder: Encoder, place: Path, archive: str, support: Support, drawn: int, progress: gr.Progress = PROGRESS
+) -> tuple[Any, Any, str]:
     """Add the classes of a zip; classes without photographs are removed."""
     try:
         classes, refused = zip_classes(Path(archive), place)
         support = support.without_empty()
         for name, paths in classes.items():
-            photos, unread = taken(encoder, paths)
+            photos, unread = taken(encoder, paths, track=_track(progress, name))
             support, refused = support.with_class(name, photos), refused + unread
     except SmkdError as error:
         return gr.skip(), gr.skip(), wrong(error)
@@ -81,11 +91,16 @@ def add_zip(encoder: Encoder, place: Path, archive: str, support: Support, drawn
 
 
 def press_learn(
-    encoder: Encoder, place: Path, support: Support, before: Lesson | None, old: str | None
-) -> tuple[Lesson | None, str, Any]:
-    """Make a classifier, a sentence about it and its file; if that fails, keep the previous ones."""
+    reader: Reader, place: Path, support: Support, before: Lesson | None, old: str | None, *, ready: bool = False
+) -> tuple[Any, Any, Any]:
+    """Make a classifier, a sentence about it and its file; if that fails, keep the previous ones.
+
+    With `ready` nothing happens unless every class has photographs.
+    """
+    if ready and not (len(support.groups) > 1 and all(group.photos for group in support.groups)):
+        return gr.skip(), gr.skip(), gr.skip()
     try:
-        lesson = learn(encoder, support)
+        lesson = learn(reader, support)
         file = Path(tempfile.mkdtemp(dir=place)) / "classifier.smkd"
         lesson.classifier.save(file)
     except SmkdError as error:
@@ -98,13 +113,15 @@ def press_learn(
     return lesson, said, button
 
 
-def take(encoder: Encoder, shots: GalleryItems, before: Sequence[Photo]) -> tuple[Any, Any, Any]:
+def take(
+    encoder: Encoder, shots: GalleryItems, before: Sequence[Photo], progress: gr.Progress = PROGRESS
+) -> tuple[Any, Any, Any]:
     """Photographs to classify: those that can be read, and a line about the others."""
     paths = _paths(shots)
     if paths == [photo.path for photo in before]:
         return gr.skip(), gr.skip(), gr.skip()
     try:
-        photos, refused = taken(encoder, paths[:MOST_QUERIES], before)
+        photos, refused = taken(encoder, paths[:MOST_QUERIES], before, _track(progress))
     except SmkdError as error:
         return gr.skip(), [photo.path for photo in before], wrong(error)
     if len(paths) > MOST_QUERIES:
@@ -129,7 +146,7 @@ def show(chosen: int, lesson: Lesson | None, queries: Sequence[Photo], reject: f
     if lesson is None or not queries:
         hidden = [gr.Label(visible=False), gr.Gallery(visible=False), gr.Image(visible=False), gr.Image(visible=False)]
         return [gr.skip(), "<p>Press Learn first.</p>" if queries else "", *hidden, ""]
-    answers = [answer(lesson, photo, reject) for photo in queries]
+    answers = [answer(lesson, lesson.as_read(photo), reject) for photo in queries]
     captions = [(each.photo.path, each.caption) for each in answers]
     return [captions, *_explained(lesson, answers[min(chosen, len(answers) - 1)], reject)]
 
@@ -144,7 +161,7 @@ def save_answers(
         return gr.DownloadButton(value=None, visible=False)
     classifier = lesson.classifier
     rows = answer_rows(
-        classifier, [photo.name for photo in queries], np.stack([photo.feature for photo in queries]),
+        classifier, [photo.name for photo in queries], np.stack([lesson.as_read(photo).feature for photo in queries]),
         len(classifier.classes_), None if classifier.known_ is None else reject,
     )  # fmt: skip
     file = Path(tempfile.mkdtemp(dir=place)) / "answers.csv"
@@ -164,6 +181,11 @@ def wrong(*lines: object) -> str:
         return ""
     more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
     return f"<p class='wrong' role='alert'>{html.escape(str(lines[0]))}{more}</p>"
+
+
+def _track(progress: gr.Progress, name: str = "photographs") -> Track:
+    """Shows on the page how many of so many batches are done."""
+    return lambda items, title, total: progress.tqdm(items, desc=f"reading {name}", total=total)
 
 
 def _paths(shots: GalleryItems) -> list[str]:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from smkd.app import events
 from smkd.app.support import Group, Support
+from smkd.classify.choose_features import Reader
 from smkd.classify.encoder import Encoder
 
 REJECT = 0.3
@@ -17,7 +18,12 @@ REJECT = 0.3
 TOP = 5
 THEME = gr.themes.Soft(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"], text_size="md"
-)
+).set(
+    # contrasts of 4.5 to 1 and more
+    block_label_text_color="*primary_700", block_title_text_color="*primary_700",
+    block_info_text_color="*neutral_600", body_text_color_subdued="*neutral_600",
+    button_primary_background_fill="*primary_600", button_primary_background_fill_hover="*primary_700",
+)  # fmt: skip
 # an event reads the state of the page and writes it back: of two at a time, one would undo what the other did
 TURNS: dict[str, Any] = {"concurrency_id": "state", "concurrency_limit": 1}
 _when = partial(gr.on, **TURNS)
@@ -33,6 +39,9 @@ CSS = """
                   grid-template-columns: repeat(auto-fill, minmax(max(var(--thumb, 70px), 18%), 1fr)) !important; }
 .gallery-container:has(input) .grid-container { padding-top: 30px !important; }
 #tried, #nearest { --thumb: 84px; }
+.card .grid-wrap { max-height: 320px; overflow-y: auto; }
+/* on a telephone the answers are above the photographs */
+@media (max-width: 700px) { #answers-beside { order: -1; } }
 .block:has(> .gallery-container) { position: relative; }
 .gallery-container { position: static !important; }
 .caption-label { font-size: .75rem !important; max-width: calc(100% - 8px) !important; white-space: normal !important; }
@@ -46,15 +55,16 @@ CSS = """
 """
 
 
-def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.Blocks:
+def build_page(reader: Reader, start: Support, place: Path, about: str) -> gr.Blocks:
     """The page.
 
     Args:
-        encoder: backbone of every classifier.
+        reader: of the backbone of every classifier.
         start: classes that are there when the page opens.
         place: folder for files of the page.
         about: a sentence about the backbone.
     """
+    encoder = reader.encoder
     page: gr.Blocks = gr.Blocks(title="smkd", analytics_enabled=False, delete_cache=(3600, 86400))
     with page:
         support, lesson, queries, chosen = gr.State(start), gr.State(None), gr.State(()), gr.State(0)
@@ -71,19 +81,23 @@ def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.
             packed = gr.UploadButton("Add a zip of class folders", file_types=[".zip"], min_width=140)
         said = gr.HTML(elem_classes="said")
         _when(more.click, events.add_class, [support, drawn], [support, drawn])
-        _when(packed.upload, partial(events.add_zip, encoder, place), [packed, support, drawn], [support, drawn, said])
+        added = _when(
+            packed.upload, partial(events.add_zip, encoder, place), [packed, support, drawn], [support, drawn, said]
+        )
 
         gr.Markdown("## 2. Learn")
         button = gr.Button("Learn", variant="primary", elem_id="learn")
         learned = gr.HTML(elem_classes="said", elem_id="learned")
         download = gr.DownloadButton("Download the classifier", visible=False, elem_id="download")
-        _when(
-            button.click, partial(events.press_learn, encoder, place), [support, lesson, download],
-            [lesson, learned, download],
-        )  # fmt: skip
+        taught = partial(events.press_learn, reader, place)
+        before, after = [support, lesson, download], [lesson, learned, download]
+        _when(button.click, taught, before, after)
+        # a folder or a zip brings classes that are complete
+        for happens in (page.load, added.then):
+            happens(partial(taught, ready=True), before, after, **TURNS)
 
         gr.Markdown("## 3. Try photographs")
-        with gr.Row():
+        with gr.Row(elem_id="try"):
             with gr.Column(min_width=300):
                 tried = _gallery("Photographs to classify", elem_id="tried")
                 reject = gr.Slider(
@@ -93,7 +107,7 @@ def build_page(encoder: Encoder, start: Support, place: Path, about: str) -> gr.
                 weighed = gr.HTML(elem_classes="said", elem_id="threshold")
                 refused = gr.HTML(elem_classes="said")
                 table = gr.DownloadButton("Download the answers (CSV)", visible=False, elem_id="answers")
-            with gr.Column(min_width=300):
+            with gr.Column(min_width=300, elem_id="answers-beside"):
                 answered = gr.HTML(elem_classes="answer", elem_id="answer")
                 chances = gr.Label(
                     label="Probability of each class", num_top_classes=TOP, show_heading=False, visible=False

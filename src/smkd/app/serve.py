@@ -15,8 +15,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from smkd.app.support import START, Support, folder_classes, taken
-from smkd.classify.encoder import Encoder
+from smkd.classify.choose_features import Reader
 from smkd.errors import ConfigError, DataError
+from smkd.progress import shown
 
 LARGEST_UPLOAD = "1gb"
 
@@ -88,7 +89,7 @@ def host_names(host: str) -> frozenset[str]:
 
 
 def serve(
-    encoder: Encoder, about: str, folder: Path | None, host: str, port: int, open_browser: bool,
+    reader: Reader, about: str, folder: Path | None, host: str, port: int, open_browser: bool,
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Show the page until Ctrl+C or a request to terminate, and remove its files then.
@@ -96,7 +97,7 @@ def serve(
     Requests for a host that is not in `host_names` are refused.
 
     Args:
-        encoder: backbone of every classifier.
+        reader: of the backbone of every classifier.
         about: a sentence about it.
         folder: class folders to begin with.
         host, port: address to listen on.
@@ -111,13 +112,13 @@ def serve(
     with tempfile.TemporaryDirectory(prefix="smkd-app-") as name:
         place = Path(name)
         os.environ["GRADIO_TEMP_DIR"] = name
-        start = START if folder is None else _begun(encoder, folder, place)
+        start = START if folder is None else _begun(reader, folder, place)
 
         from starlette.middleware import Middleware
 
         from smkd.app.page import CSS, THEME, build_page
 
-        page = build_page(encoder, start, place, about)
+        page = build_page(reader, start, place, about)
         say(f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port} (Ctrl+C ends it)")
         page.launch(
             server_name=host, server_port=port, inbrowser=open_browser, share=False, quiet=True, theme=THEME, css=CSS,
@@ -127,7 +128,7 @@ def serve(
         )  # fmt: skip
 
 
-def _begun(encoder: Encoder, folder: Path, place: Path) -> Support:
+def _begun(reader: Reader, folder: Path, place: Path) -> Support:
     """Classes of a folder; its images are copied, so that the page may hand them out and nothing else."""
     support = Support()
     for name, paths in folder_classes(folder).files.items():
@@ -135,7 +136,7 @@ def _begun(encoder: Encoder, folder: Path, place: Path) -> Support:
         copies = [
             str(shutil.copy(path, inside / f"{number:03}-{Path(path).name}")) for number, path in enumerate(paths)
         ]
-        photos, refused = taken(encoder, copies)
+        photos, refused = taken(reader.encoder, copies, track=shown)
         if refused:
             raise DataError(f"class '{name}': {refused[0]}")
         support = support.with_class(name, photos)

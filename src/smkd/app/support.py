@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smkd.classify.answers import Lesson, Photo
+from smkd.classify.choose_features import Reader
 from smkd.classify.encoder import Encoder
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.pictures import support_images
@@ -19,6 +20,7 @@ from smkd.data.decoding import TooLargeError, read_file, shape
 from smkd.data.formats import class_folders, is_hidden_path, is_picture
 from smkd.errors import DataError
 from smkd.prepare.archives import MIB, Bounds, reading, zip_members
+from smkd.progress import Track
 
 MOST_PIXELS = 64_000_000
 """A photograph of so many takes 0.7 GB for a moment."""
@@ -90,19 +92,22 @@ START = Support().with_class().with_class()
 """Two classes without photographs."""
 
 
-def taken(encoder: Encoder, paths: Sequence[str], known: Iterable[Photo] = ()) -> tuple[list[Photo], list[str]]:
+def taken(
+    encoder: Encoder, paths: Sequence[str], known: Iterable[Photo] = (), track: Track | None = None
+) -> tuple[list[Photo], list[str]]:
     """Photographs of the files that can be read, in order, and a line about each of the others.
 
     Args:
         encoder: makes their features.
         paths: image files.
         known: photographs that have been read before and are not read again.
+        track: shows progress.
     """
     found = {photo.path: photo for photo in known}
     new = [path for path in dict.fromkeys(map(str, paths)) if path not in found]
     too_large = {path: line for path in new if (line := _too_large(path))}
     read = [path for path in new if path not in too_large]
-    encoded = encoder.readable(read)
+    encoded = encoder.readable(read, track)
     for row, feature in zip(encoded.rows, encoded.values, strict=True):
         found[read[row]] = Photo(read[row], feature)
     # what a file is called matters to its owner, where it has been put does not
@@ -172,8 +177,12 @@ def zip_classes(archive: Path, place: Path) -> Classes:
     return Classes(classes.files, [line.replace(str(folder), label) for line in classes.left_out])
 
 
-def learn(encoder: Encoder, support: Support) -> Lesson:
-    """A classifier of the photographs; the head is chosen by cross-validation where there are enough.
+def learn(reader: Reader, support: Support) -> Lesson:
+    """A classifier of the photographs; features and head are chosen by cross-validation where there are enough.
+
+    Args:
+        reader: its encoder has seen the photographs.
+        support: the classes.
 
     Raises:
         DataError: fewer than two classes, or one without photographs.
@@ -184,9 +193,12 @@ def learn(encoder: Encoder, support: Support) -> Lesson:
         if not group.photos:
             raise DataError(f"'{group.name}' has no photographs: add some, or remove the class")
     photos = tuple(photo for group in support.groups for photo in group.photos)
-    labels = [group.name for group in support.groups for _ in group.photos]
-    features = np.stack([photo.feature for photo in photos])
-    return Lesson(FewShotClassifier(encoder, "auto").fit(features, labels), photos)
+    names = [group.name for group in support.groups for _ in group.photos]
+    labels = np.repeat(np.arange(len(support.groups)), [len(group.photos) for group in support.groups])
+    encoder, features = reader.decided(np.stack([photo.feature for photo in photos]), labels)
+    read = tuple(replace(photo, feature=feature) for photo, feature in zip(photos, features, strict=True))
+    wide = None if encoder is reader.encoder else reader.encoder.config.features
+    return Lesson(FewShotClassifier(encoder, "auto").fit(features, names), read, wide)
 
 
 def _too_large(path: str) -> str | None:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from smkd.classify.encoder import Encoder
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.search import ImageIndex
+from smkd.config.schema import FeaturesConfig
+from smkd.fewshot.candidates import narrowed
 
 NEAREST = 5
 NONE = "none of these"
@@ -46,10 +49,12 @@ class Lesson:
     Attributes:
         classifier: learned; its `encoder_` is the backbone.
         photos: in the order of its support.
+        wide: what features of photographs are made of, where that is more than the classifier reads.
     """
 
     classifier: FewShotClassifier
     photos: tuple[Photo, ...]
+    wide: FeaturesConfig | None = None
 
     @property
     def encoder(self) -> Encoder:
@@ -57,6 +62,13 @@ class Lesson:
         encoder = self.classifier.encoder_
         assert encoder is not None
         return encoder
+
+    def as_read(self, photo: Photo) -> Photo:
+        """A photograph with what the classifier reads of its features."""
+        if self.wide is None:
+            return photo
+        read = narrowed(torch.from_numpy(photo.feature)[None], self.wide, self.encoder.config.features)[0]
+        return replace(photo, feature=read.numpy())
 
 
 class Neighbour(NamedTuple):

@@ -30,6 +30,16 @@ REJECTS = (0.3, 0.5, 0.7)
 Recipe = Annotated[str | None, typer.Option(help="Image size and normalisation of weights that bring none.")]
 
 
+FeaturesOption = Annotated[
+    str,
+    typer.Option(
+        metavar="auto|own|WHICH",
+        help="What to read of the backbone: auto chooses by cross-validation, own is what its run says; or blocks "
+        "and parts such as 11 or 10+11:cls.",
+    ),
+]
+
+
 @verb()
 def fit(
     support: Annotated[Path, typer.Argument(metavar="SUPPORT_DIR", help="Folder with a folder of images per class.")],
@@ -38,14 +48,7 @@ def fit(
     head: Annotated[
         str, typer.Option(help="Few-shot classifier as in `smkd eval`; auto chooses where classes have 5 images.")
     ] = "auto",
-    features: Annotated[
-        str,
-        typer.Option(
-            metavar="auto|own|WHICH",
-            help="What to read of the backbone: auto chooses by cross-validation, own is what its run says; or blocks "
-            "and parts such as 11 or 10+11:cls.",
-        ),
-    ] = "auto",
+    features: FeaturesOption = "auto",
     recipe: Recipe = None,
     heads: AttentionHeads = None,
     json_file: Annotated[
@@ -294,22 +297,26 @@ def app(
     backbone: BackboneOption = None,
     recipe: Recipe = None,
     heads: AttentionHeads = None,
+    features: FeaturesOption = "auto",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 7860,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
 ) -> None:
     """Make a classifier from a few photographs in the browser, and see why it answers what it does."""
     from smkd.app.serve import check_gradio, check_port, serve
+    from smkd.classify.choose_features import Reader, check_reading
     from smkd.classify.encoder import open_encoder
 
     check_gradio()
     check_port(host, port)
+    check_reading(features)
     source = chosen(backbone)
     encoder = open_encoder(source, recipe, heads=heads)
+    reader = Reader(encoder, features)
     for line in encoder.report:
         say(line)
     about = "No network, only plain colours: `--backbone dinov2-small` gives one."
     if encoder.backbone is not None:
         size = sum(weight.numel() for weight in encoder.backbone.parameters()) / 1e6
         about = f"Backbone: {source}, {size:.1f} M parameters, images of {encoder.config.crop} pixels."
-    serve(encoder, about, support, host, port, open_, say)
+    serve(reader, about, support, host, port, open_, say)
