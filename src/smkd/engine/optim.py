@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from smkd import distributed
 from smkd.config.run_config import RunConfig
@@ -174,6 +173,8 @@ def compile_backbones(
 
 
 def _compile(module: nn.Module, say: Callable[[str], None]) -> None:
+    from torch._dynamo.exc import TorchDynamoException  # takes half a second
+
     plain = module.forward
     # the two sizes of views are two programs; one for any size would be slower
     compiled = torch.compile(plain, dynamic=False)

@@ -6,20 +6,24 @@ the whole forward and backward pass. Checkpoints hold whole tensors, so they do 
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from smkd import distributed
 from smkd.errors import ConfigError
 from smkd.models.pair import StudentTeacher
 from smkd.models.vit import VisionTransformer
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+PARTS = "torch.distributed.tensor"
+"""The module of shared out tensors. It takes a second to load, which only a run that shares out should wait for."""
 
 
 def share_out(pair: StudentTeacher, device: torch.device, autocast: torch.dtype | None) -> None:
@@ -38,6 +42,9 @@ def share_out(pair: StudentTeacher, device: torch.device, autocast: torch.dtype 
     if autocast == torch.float16:
         raise ConfigError("shard=full does not scale the losses of float16, which precision=auto takes here; "
                           "use precision=fp32, or shard=none")  # fmt: skip
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
     # nothing here or in the objective changes an output in place
     warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
@@ -50,14 +57,18 @@ def share_out(pair: StudentTeacher, device: torch.device, autocast: torch.dtype 
     pair.teacher.register_forward_hook(_taken_apart)
 
 
-def _taken_apart(network: nn.Module, *_: object) -> None:
-    assert isinstance(network, FSDPModule)
+def _taken_apart(network: Any, *_: object) -> None:
     network.reshard()
+
+
+def _is_part(value: object) -> TypeGuard[DTensor]:
+    """Whether it is this process's part of a tensor; before the module is loaded there is none."""
+    return PARTS in sys.modules and isinstance(value, sys.modules[PARTS].DTensor)
 
 
 def is_shared_out(network: nn.Module) -> bool:
     """Whether each process holds only a part of a network's weights."""
-    return any(isinstance(each, DTensor) for each in network.parameters())
+    return any(_is_part(each) for each in network.parameters())
 
 
 def whole(state: Any) -> Any:
@@ -70,7 +81,7 @@ def whole(state: Any) -> Any:
         return {key: whole(value) for key, value in state.items()}
     if isinstance(state, list | tuple):
         return type(state)(map(whole, state))
-    if not isinstance(state, DTensor):
+    if not _is_part(state):
         return state
     full: Tensor = state.full_tensor()
     return full.detach().cpu() if distributed.is_main() else None
@@ -78,8 +89,10 @@ def whole(state: Any) -> Any:
 
 def part_like(value: Any, own: Tensor) -> Any:
     """This process's part of a whole tensor, shared out as `own` of the same shape is; anything else as it is."""
-    if not isinstance(own, DTensor) or not isinstance(value, Tensor) or value.shape != own.shape:
+    if not _is_part(own) or not isinstance(value, Tensor) or value.shape != own.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     here = value.to(own.device)
     return distribute_tensor(here, own.device_mesh, own.placements, src_data_rank=None)
 
@@ -88,9 +101,7 @@ def whole_backbone(backbone: VisionTransformer, device: torch.device) -> VisionT
     """A backbone as a process evaluates it: itself, or a whole copy where it is shared out. All processes call it."""
     if not is_shared_out(backbone):
         return backbone
-    weights = {
-        name: each.full_tensor() if isinstance(each, DTensor) else each for name, each in backbone.state_dict().items()
-    }
+    weights = {name: each.full_tensor() if _is_part(each) else each for name, each in backbone.state_dict().items()}
     with torch.random.fork_rng(devices=[]):
         return VisionTransformer.with_weights(backbone.config, weights).to(device)
 
@@ -98,14 +109,14 @@ def whole_backbone(backbone: VisionTransformer, device: torch.device) -> VisionT
 @torch.no_grad()
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     """What this process holds of each tensor, as ordinary tensors in the same memory."""
-    return [each.to_local() if isinstance(each, DTensor) else each for each in tensors]
+    return [each.to_local() if _is_part(each) else each for each in tensors]
 
 
 @torch.no_grad()
 def norms(tensors: list[Tensor]) -> Tensor:
     """The norm of each whole tensor, [tensors]; they are shared out all or none."""
     found = torch.stack(torch._foreach_norm(local_parts(tensors)))  # [tensors]
-    if not isinstance(tensors[0], DTensor):
+    if not _is_part(tensors[0]):
         return found
     of_parts = distributed.gather(found[None], dim=0)  # [processes, tensors]
     joined: Tensor = torch.linalg.vector_norm(of_parts, dim=0, dtype=torch.float64)  # [tensors]
