@@ -162,6 +162,20 @@ def test_logistic_reaches_the_minimum(c: float) -> None:
         assert np.abs(scores[number].double().numpy() - expected).max() < 1e-3 * size
 
 
+@pytest.mark.parametrize("way", [1, 2, 6])
+@pytest.mark.parametrize("dim", [5, 400])
+@pytest.mark.parametrize("c", [0.1, 1.0, 10.0])
+def test_a_single_support_has_the_answers_of_one_among_many(c: float, dim: int, way: int) -> None:
+    """The first is solved by scikit-learn, the second side by side with another."""
+    generator = torch.Generator().manual_seed(way)
+    labels = torch.arange(way).repeat_interleave(8)[None]
+    support = torch.randn(2, 8 * way, dim, generator=generator) + 2 * torch.randn(1, 1, dim, generator=generator)
+    query, head = torch.randn(2, 20, dim, generator=generator), make_head(f"logistic:c={c}")
+    expected = head(support, labels.expand(2, -1), query, torch.Generator())[:1]
+    found = head(support[:1], labels, query[:1], torch.Generator())
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))
+
+
 def slow_sgd(
     support: Array, labels: NDArray[np.int64], start: Start, order: NDArray[np.int64], loss: str
 ) -> torch.nn.Linear:
