@@ -67,11 +67,18 @@ def list_recipes(context: typer.Context) -> None:
 def show_recipe(
     name: Annotated[str, typer.Argument(help="Name of a recipe.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Print every setting, defaults included.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="The same, with a comment on what each means.")] = False,
 ) -> None:
     """Print a recipe as YAML."""
     from smkd.config import loading
+    from smkd.reference.settings_page import explained_yaml
 
-    typer.echo(loading.dump(loading.resolve(name)) if resolved else loading.recipe_text(name), nl=False)
+    text = loading.recipe_text(name)
+    if explain:
+        text = explained_yaml(loading.resolve(name).model_dump(mode="json"))
+    elif resolved:
+        text = loading.dump(loading.resolve(name))
+    typer.echo(text, nl=False)
 
 
 def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"]) -> None:

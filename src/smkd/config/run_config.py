@@ -68,9 +68,11 @@ class RunConfig(Section):
     """Everything that determines a training run."""
 
     recipe: str = ""
+    """Name of the recipe that the settings began with."""
     phase: Literal["pretrain", "distill"]
+    """pretrain: phase 1, self-supervised; distill: phase 2, with labels."""
     out: Place | None = None
-    """Run folder; none is runs/<recipe>."""
+    """Run folder; none is `runs/<recipe>`."""
     init: Place | None = None
     """Run, checkpoint, or weights of another project (docs/weights.md) to start from: student, teacher and centres.
     Phase 2 needs it; `random` says that random weights are meant."""
@@ -83,13 +85,17 @@ class RunConfig(Section):
     overwrite: bool = False
     """Replace an existing run in `out`; a restart of the same command goes on with what it began."""
     seed: Count = 0
+    """Seed of everything that is drawn at random."""
 
     epochs: Positive
+    """Times that every image is seen."""
     batch_size: Positive = 512
     """Images per optimiser step, over all devices and accumulation steps."""
     accumulate: Positive = 1
-    """Forward and backward passes per optimiser step. Pairs form within one pass; all else is as in one (method.md)."""
+    """Forward and backward passes per optimiser step. Pairs form within one pass; all else is as in one
+    (docs/method.md)."""
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: CUDA, else MPS, else the CPU."""
     devices: Positive = 1
     """Processes on this machine, one device each."""
     num_nodes: Positive = 1
@@ -116,7 +122,9 @@ class RunConfig(Section):
     keep: Positive = 2
     """Newest states that are kept: last.pt, and before it last-1.pt, ..."""
     wandb: bool = False
+    """Also log to Weights & Biases (the extra wandb)."""
     wandb_project: str = "smkd"
+    """Project on Weights & Biases."""
 
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

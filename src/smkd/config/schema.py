@@ -32,7 +32,9 @@ class SamplerConfig(Section):
     """
 
     classes: Positive
+    """Classes of a batch."""
     per_class: Positive
+    """Images of each class of a batch."""
 
 
 class DataConfig(Section):
@@ -53,6 +55,7 @@ class DataConfig(Section):
     mean: tuple[Fraction, Fraction, Fraction] | None = None
     """Channel means for normalisation on the 0-1 scale, with `std`, instead of the table's (`smkd data stats`)."""
     std: tuple[Fraction, Fraction, Fraction] | None = None
+    """Channel standard deviations, with `mean`."""
     on_error: Literal["raise", "skip"] = "raise"
     """What an unreadable image does: stop the run, or be replaced by the next readable one and counted."""
     changed: Literal["refuse", "accept"] = "refuse"
@@ -93,8 +96,11 @@ class ViewConfig(Section):
     """One kind of crop: how many, how large, and the share of the image's area each covers."""
 
     count: Count
+    """Crops of each image."""
     size: Positive
+    """Side in pixels, whole patches."""
     scale: Range
+    """Smallest and largest share of the image's area that a crop covers."""
 
     @model_validator(mode="after")
     def _check(self) -> ViewConfig:
@@ -124,18 +130,29 @@ class AugmentConfig(Section):
     """Colour and flip augmentations (BYOL/DINO). Probabilities, and strengths as in ColorJitter."""
 
     flip: Fraction = 0.5
+    """Probability that a crop is mirrored."""
     jitter: Fraction = 0.8
+    """Probability that brightness, contrast, saturation and hue are changed, in random order."""
     brightness: Weight = 0.4
+    """Largest change of brightness, as a share."""
     contrast: Weight = 0.4
+    """Largest change of contrast, as a share."""
     saturation: Weight = 0.2
+    """Largest change of saturation, as a share."""
     hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    """Largest turn of the hue, in turns of the colour circle."""
     grayscale: Fraction = 0.2
+    """Probability that a crop loses its colours."""
     blur_first_global: Fraction = 1.0
+    """Probability that the first global view is blurred."""
     blur_other_global: Fraction = 0.1
+    """Probability that another global view is blurred."""
     blur_local: Fraction = 0.5
+    """Probability that a local view is blurred."""
     blur_radius: Range = (0.1, 2.0)
     """Range of the Gaussian's standard deviation in pixels."""
     solarize_other_global: Fraction = 0.2
+    """Probability that a global view other than the first is solarised."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:
@@ -149,9 +166,13 @@ class MaskConfig(Section):
     """Masks on the student's global views: one of `ratio` is drawn, plus or minus its jitter (iBOT)."""
 
     shape: Literal["block", "random"] = "block"
+    """block: rectangles of patches; random: single patches."""
     ratio: tuple[Fraction, ...] = (0.0, 0.3)
+    """Shares of the patches that are masked, one of which is drawn for each view."""
     ratio_jitter: tuple[Fraction, ...] = (0.0, 0.2)
+    """How far each share may be off, up or down."""
     start_epoch: Count = 0
+    """Epoch from which views are masked."""
 
     @model_validator(mode="after")
     def _check(self) -> MaskConfig:
@@ -167,17 +188,23 @@ class ModelConfig(Section):
     """The backbone. `embed_dim`, `depth` and `num_heads` replace those of the named size."""
 
     size: Literal["debug", "tiny", "small", "base", "large"] = "small"
+    """Channels, blocks and heads: debug 32/2/2, tiny 192/12/3, small 384/12/6, base 768/12/12, large 1024/24/16."""
     patch_size: Positive = 16
+    """Side of a patch in pixels."""
     image_size: Positive = 224
     """Native image side: sets the size of the stored position embedding."""
     embed_dim: Positive | None = None
+    """Channels of a token."""
     depth: Positive | None = None
+    """Blocks."""
     num_heads: Positive | None = None
+    """Attention heads of a block."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Stochastic depth of the student's last block, below 1; earlier blocks get proportionally less."""
     layer_scale: float | None = None
     """Initial value of LayerScale; none leaves it out."""
     register_tokens: Count = 0
+    """Tokens beside [CLS] and the patches that nothing reads (DINOv2 with registers)."""
     rotary: bool = False
     """As DINOv3: positions by turning queries and keys instead of a stored embedding, and norms with epsilon 1e-5."""
     mlp_dim: Positive | None = None
@@ -190,11 +217,15 @@ class HeadConfig(Section):
     """The projection head (DINO, iBOT)."""
 
     num_prototypes: Positive = 8192
+    """Prototypes that images are compared with, the outputs of the head."""
     num_patch_prototypes: Positive | None = None
     """Prototypes of a separate patch layer; none shares the [CLS] layer with the patches."""
     hidden_dim: Positive = 2048
+    """Channels of the hidden layers."""
     bottleneck_dim: Positive = 256
+    """Channels of the normalised embedding before the last layer."""
     layers: Positive = 3
+    """Layers of the MLP before the last layer."""
     fixed_norm: bool = False
     """Keep the norms of the last layer's rows at 1 (steadier at high learning rates)."""
 
@@ -203,14 +234,18 @@ class TemperatureConfig(Section):
     """Linear warm-up of a teacher temperature from `start` to `end` over `warmup_epochs`."""
 
     start: Annotated[float, Field(gt=0)] = 0.04
+    """Temperature at the first epoch."""
     end: Annotated[float, Field(gt=0)] = 0.07
+    """Temperature after the warm-up."""
     warmup_epochs: Count = 30
+    """Epochs from `start` to `end`."""
 
 
 class ClsConfig(Section):
     """The [CLS] term."""
 
     weight: Weight = 1.0
+    """Weight of the term; 0 leaves it out."""
     same_image: bool = False
     """With labels: also pair an image with its own other global view (the reference does not)."""
 
@@ -219,12 +254,14 @@ class MimConfig(Section):
     """Masked-patch prediction (iBOT)."""
 
     weight: Weight = 0.0
+    """Weight of the term; 0 leaves it out."""
 
 
 class PatchConfig(Section):
     """Matched patches across images of one class (SMKD)."""
 
     weight: Weight = 0.0
+    """Weight of the term; 0 leaves it out."""
     matching: str = "paper"
     """Which student patch answers to which teacher patch: paper, reference (the published code's), or one of another
     package's (docs/extending.md)."""
@@ -238,6 +275,7 @@ class SupervisedConfig(Section):
     """Cross-entropy of a linear classifier on the student's [CLS] token (0: off)."""
 
     weight: Weight = 0.0
+    """Weight of the term; 0 leaves it out."""
 
 
 class ObjectiveConfig(Section):
@@ -254,10 +292,15 @@ class ObjectiveConfig(Section):
     pairs: Literal["local", "global"] = "local"
     """Pairs within each device's own batch, or with the teacher outputs of all devices."""
     student_temperature: Annotated[float, Field(gt=0)] = 0.1
+    """Temperature of the student's distributions."""
     cls_temperature: TemperatureConfig = TemperatureConfig()
+    """Temperature of the teacher's distributions of [CLS]."""
     patch_temperature: TemperatureConfig = TemperatureConfig()
+    """Temperature of the teacher's distributions of patches."""
     cls_center_momentum: Fraction = 0.9
+    """Share of the centre of [CLS] that stays at each step."""
     patch_center_momentum: Fraction = 0.9
+    """Share of the centre of patches that stays at each step."""
 
     @model_validator(mode="after")
     def _check(self) -> ObjectiveConfig:
@@ -275,17 +318,24 @@ class OptimConfig(Section):
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate, used as given: it is not scaled with the batch size."""
     lr_end: Weight = 1e-5
+    """Learning rate at the end of the cosine."""
     head_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the projection head and the supervised classifier, which start from nothing where the
     backbone has been trained; it follows the schedule of `lr`. null is `lr`."""
     warmup_epochs: Count = 10
+    """Epochs in which the learning rate grows from 0 to `lr`."""
     weight_decay: Weight = 0.04
+    """Weight decay at the start; biases and norms have none."""
     weight_decay_end: Weight = 0.4
+    """Weight decay at the end of its cosine."""
     clip_norm: Weight = 3.0
     """Largest gradient norm of each single parameter tensor; 0 turns clipping off."""
     freeze_last_layer_epochs: Count = 1
+    """Epochs in which the last layer of the head stays as it is."""
     teacher_momentum: Fraction = 0.996
+    """Share of the teacher that stays at each step, at the start."""
     teacher_momentum_end: Fraction = 1.0
+    """The same at the end of its cosine."""
 
 
 class GuardConfig(Section):
@@ -325,12 +375,17 @@ class ProtocolConfig(Section):
     """How few-shot accuracy is measured."""
 
     split: Literal["train", "val", "test"] = "test"
+    """Which classes are measured."""
     way: Annotated[int, Field(ge=2)] = 5
+    """Classes of an episode."""
     shots: tuple[Positive, ...] = (1, 5)
+    """Support images of each class; each number is measured."""
     query: Positive | Literal["all"] = "all"
     """Queries per class: a number, or every image that is not in the support set."""
     episodes: Positive = 10_000
+    """Episodes of each number of shots."""
     seed: Count = 0
+    """Seed of the episodes, and of heads that draw."""
     query_dirichlet: Annotated[float, Field(gt=0)] | None = None
     """Unbalanced queries: each episode's way * query queries fall on its ways by a Dirichlet of this concentration."""
     head: str = "prototype"
@@ -338,6 +393,7 @@ class ProtocolConfig(Section):
     resize: Positive = 360
     """Shorter side before the centre crop."""
     crop: Positive = 320
+    """Side of the centre crop in pixels, whole patches."""
 
     @model_validator(mode="after")
     def _check(self) -> ProtocolConfig:
