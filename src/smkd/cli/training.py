@@ -81,6 +81,49 @@ def show_recipe(
     typer.echo(text, nl=False)
 
 
+@verb()
+def runs(
+    places: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Runs, or folders of runs; else runs/.")
+    ] = None,
+    diff: Annotated[bool, typer.Option("--diff", help="Of two runs, print the settings in which they differ.")] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the list here; - prints it."), JSON
+    ] = None,
+) -> None:
+    """List runs: recipe, data, state, best validation, time, device; or compare two."""
+    from smkd.engine.runs import find_runs, run_differences, summary
+
+    given = places or [Path("runs")]
+    if diff and len(given) != 2:
+        raise ConfigError(f"--diff compares two runs, not {len(given)}")
+    found = [summary(folder) for place in given for folder in find_runs(place)]
+    for line in _aligned([_RUN_COLUMNS, *map(_run_row, found)]):
+        say(line)
+    if diff:
+        for line in run_differences(*given) or ["no setting differs"]:
+            say(line)
+    if json_file is not None:
+        write_json(json_file, [each.as_dict() for each in found])
+
+
+_RUN_COLUMNS = ("run", "recipe", "data", "epochs", "best validation", "hours", "device", "state")
+
+
+def _run_row(run: RunSummary) -> tuple[str, ...]:
+    best = "" if run.best is None else f"{run.best:.2f} (epoch {run.best_epoch})"
+    return (
+        str(run.folder), run.recipe, run.data, f"{run.epoch}/{run.epochs}", best, f"{run.hours:.2f}", run.device,
+        run.state,
+    )  # fmt: skip
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines with the columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
 def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"]) -> None:
     from smkd import api
 
@@ -92,6 +135,7 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
 
 if TYPE_CHECKING:
     from smkd.adaptation import Adapted
+    from smkd.engine.runs import RunSummary
 
 
 @verb(STOPPED)
