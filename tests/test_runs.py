@@ -14,7 +14,7 @@ import pytest
 
 from command_line import refused, smkd
 from smkd import api
-from smkd.engine.runs import summary
+from smkd.engine.runs import run_summary
 
 pytestmark = pytest.mark.slow
 
@@ -69,15 +69,15 @@ def test_the_list(folder: Path) -> None:
 def test_a_run_that_goes_on_is_known_by_its_lock(folder: Path) -> None:
     lock = folder / "first" / ".lock"
     lock.write_text(f"{socket.gethostname()} {os.getpid()}\n")
-    assert summary(folder / "first").state == f"running (process {os.getpid()} on {socket.gethostname()})"
+    assert run_summary(folder / "first").state == f"running (process {os.getpid()} on {socket.gethostname()})"
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     lock.write_text(f"{socket.gethostname()} {ended.pid}\n")  # killed: the file stays
-    assert summary(folder / "first").state == "complete"
+    assert run_summary(folder / "first").state == "complete"
     lock.write_text("elsewhere 12\n")
-    assert summary(folder / "first").state == "running (process 12 on elsewhere)"
+    assert run_summary(folder / "first").state == "running (process 12 on elsewhere)"
     lock.write_text("?")
-    assert summary(folder / "first").state == "complete"
+    assert run_summary(folder / "first").state == "complete"
 
 
 def test_patience_completes_a_run(folder: Path) -> None:
@@ -87,16 +87,16 @@ def test_patience_completes_a_run(folder: Path) -> None:
     with (second / "metrics.jsonl").open("w") as file:
         for epoch, accuracy in ((0, 30.0), (1, 20.0)):
             file.write(json.dumps({"kind": "validation", "step": epoch, "epoch": epoch, "accuracy": accuracy}) + "\n")
-    assert summary(second).state == "complete"
-    assert (summary(second).best, summary(second).best_epoch) == (30.0, 0)
+    assert run_summary(second).state == "complete"
+    assert (run_summary(second).best, run_summary(second).best_epoch) == (30.0, 0)
 
 
 def test_what_is_damaged_is_said(folder: Path) -> None:
     (folder / "first" / "config.yaml").write_text("epochs: many")
-    assert summary(folder / "first").state.startswith(f"unreadable: '{folder / 'first' / 'config.yaml'}': ")
+    assert run_summary(folder / "first").state.startswith(f"unreadable: '{folder / 'first' / 'config.yaml'}': ")
     (folder / "group" / "second" / "env.json").write_text("?")
     (folder / "group" / "second" / "metrics.jsonl").write_text('{"kind": "epoch", "epoch": "x"}\n[1]\n')
-    told = summary(folder / "group" / "second")
+    told = run_summary(folder / "group" / "second")
     assert (told.state, told.epoch, told.best, told.device) == ("stopped", 0, None, "")
 
 

@@ -92,12 +92,12 @@ def runs(
     ] = None,
 ) -> None:
     """List runs: recipe, data, state, best validation, time, device; or compare two."""
-    from smkd.engine.runs import find_runs, run_differences, summary
+    from smkd.engine.runs import find_runs, run_differences, run_summary
 
     given = places or [Path("runs")]
     if diff and len(given) != 2:
         raise ConfigError(f"--diff compares two runs, not {len(given)}")
-    found = [summary(folder) for place in given for folder in find_runs(place)]
+    found = [run_summary(folder) for place in given for folder in find_runs(place)]
     for line in _aligned([_RUN_COLUMNS, *map(_run_row, found)]):
         say(line)
     if diff:

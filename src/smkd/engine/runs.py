@@ -65,7 +65,7 @@ def find_runs(place: Path) -> list[Path]:
     return found
 
 
-def summary(folder: Path) -> RunSummary:
+def run_summary(folder: Path) -> RunSummary:
     """What a run's folder says of it; what is damaged there becomes its state."""
     try:
         config = loading.load_config(folder / MARKS[0])
