@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from importlib import metadata
@@ -10,8 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 
 from command_line import refused, smkd, smkd_process
+from smkd.cli import VERBS, app
 from smkd.errors import ConfigError
 
 DEBUG = ("debug-pretrain", "epochs=1", "data.limit_per_class=6", "validation.every=0", "batch_size=32")
@@ -136,3 +140,14 @@ def test_a_corrupt_image_is_one_line_from_any_process(tmp_path: Path, make_folde
 def test_debug_shows_the_traceback() -> None:
     with pytest.raises(ConfigError, match="unknown recipe"):  # and the interpreter prints it
         smkd("pretrain", "nothing", "--debug")
+
+
+@pytest.mark.parametrize(("name", "example"), [(name, example) for name, _, example in VERBS])
+def test_every_verb_has_help_and_an_example_that_it_takes(name: str, example: str) -> None:
+    verb = typer.main.get_command(app).commands[name]  # type: ignore[attr-defined]
+    verb.make_context(name, shlex.split(example))  # parses the words, runs nothing
+    shown = smkd(name, "-h").stdout
+    assert f"Example: smkd {name} {example}".rstrip() in " ".join(shown.split())
+    assert shown == smkd(name, "--help").stdout
+    arguments = re.findall(r"\{(.*?)\}", shown.split("Usage:")[1].split("\n\n")[0])
+    assert all(each == each.upper() for each in arguments)

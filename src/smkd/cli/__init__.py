@@ -6,6 +6,7 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -15,31 +16,37 @@ from smkd.cli.output import say
 from smkd.errors import SmkdError
 from smkd.processes import show_warning
 
+VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
+    ("pretrain", training.pretrain, "folder-pretrain data=photos out=runs/one epochs=100"),
+    ("distill", training.distill, "folder-distill data=photos init=runs/one out=runs/two"),
+    ("adapt", training.adapt, "photos -o runs/mine --backbone dinov2-small"),
+    ("features", fewshot.features, "runs/two --split test -o test.h5"),
+    ("eval", fewshot.evaluate, "runs/two --head ridge --shot 1 --shot 5"),
+    ("compare", fewshot.compare, "runs/one runs/two"),
+    ("fit", classify.fit, "photos -o clf.smkd"),
+    ("predict", classify.predict, "clf.smkd holiday --reject 0.5"),
+    ("score", classifier.score, "clf.smkd labelled --unknown other --report page.html"),
+    ("add", classifier.add, "clf.smkd owl -o new.smkd"),
+    ("explain", classifier.explain, "clf.smkd new.jpg -o why.html"),
+    ("index", classify.index, "photos -o photos.smkd"),
+    ("search", classify.search, "photos.smkd new.jpg"),
+    ("app", classify.app, "photos --open"),
+    ("backbones", backbone.list_backbones, ""),
+    ("import", weights.import_, "published.pth -o net.pt"),
+    ("import-args", weights.import_args, "args.txt"),
+    ("export", weights.export, "clf.smkd --to onnx -o clf.onnx"),
+    ("demo", training.demo, "-o demo"),
+    ("bench", training.bench, "mini-imagenet-distill batch_size=8"),
+    ("runs", training.runs, "runs"),
+)
+"""Name, function, and the words of an example, which its help shows."""
 app = typer.Typer(
     name="smkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Few-shot image classification with Vision Transformers, in two phases.",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
-app.command("pretrain")(training.pretrain)
-app.command("distill")(training.distill)
-app.command("adapt")(training.adapt)
-app.command("features")(fewshot.features)
-app.command("eval")(fewshot.evaluate)
-app.command("compare")(fewshot.compare)
-app.command("fit")(classify.fit)
-app.command("predict")(classify.predict)
-app.command("score")(classifier.score)
-app.command("add")(classifier.add)
-app.command("explain")(classifier.explain)
-app.command("index")(classify.index)
-app.command("search")(classify.search)
-app.command("app")(classify.app)
-app.command("backbones")(backbone.list_backbones)
-app.command("import")(weights.import_)
-app.command("import-args")(weights.import_args)
-app.command("export")(weights.export)
-app.command("demo")(training.demo)
-app.command("bench")(training.bench)
-app.command("runs")(training.runs)
+for name, function, example in VERBS:
+    app.command(name, epilog=f"Example: smkd {name} {example}".rstrip())(function)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
 data.data_app.command("verify")(data.verify)
 data.data_app.command("stats")(data.stats)

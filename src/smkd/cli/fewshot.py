@@ -110,7 +110,8 @@ def features(
     model: Annotated[
         str,
         typer.Argument(
-            help="Run folder or checkpoint; or, with --recipe, 'pixels', 'random' or weights of another project."
+            metavar="MODEL",
+            help="Run folder or checkpoint; or, with --recipe, 'pixels', 'random' or weights of another project.",
         ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="HDF5 file to write."), FEATURES],

@@ -65,7 +65,7 @@ def list_recipes(context: typer.Context) -> None:
 @recipes_app.command("show")
 @verb()
 def show_recipe(
-    name: Annotated[str, typer.Argument(help="Name of a recipe.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a recipe.")],
     resolved: Annotated[bool, typer.Option("--resolved", help="Print every setting, defaults included.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="The same, with a comment on what each means.")] = False,
 ) -> None:
