@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, validate_data
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from smkd.classify import choose_features
@@ -290,10 +291,12 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(classes) < 2:
             raise InputError(f"only one class, '{classes[0]}'; a classifier needs at least two")
         support, labels = torch.from_numpy(features), torch.from_numpy(places.astype(np.int64))
-        chosen = choose_head(support, labels, self.seed) if self.head == AUTO else self.head
-        self._keep(support, labels, classes, chosen)
-        left = self._leave_out()
-        self.temperature_ = fitted_temperature(left, self._learned)
+        # for products so small, SciPy's threads beside PyTorch's only wait for each other
+        with threadpool_limits(1, "blas"):
+            chosen = choose_head(support, labels, self.seed) if self.head == AUTO else self.head
+            self._keep(support, labels, classes, chosen)
+            left = self._leave_out()
+            self.temperature_ = fitted_temperature(left, self._learned)
 
     def _leave_out(self) -> LeftOut:
         """Results on left-out images, apart from the temperature."""
