@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from command_line import refused, smkd
+from smkd import SPINS
 from smkd.config import loading
-from smkd.engine.bench import STEP_PARTS, matmul_tflops, measure_steps, synthetic_views
+from smkd.engine.bench import BUSY, STEP_PARTS, busy_processes, matmul_tflops, measure_steps, synthetic_views
 from smkd.models.vit import SIZES
 
 
@@ -64,3 +69,38 @@ def test_table_file_and_ratios(tmp_path: Path) -> None:
         ("none.json", "cannot read 'none.json'"),
     ):
         assert expected in refused(*words, "--against", name, cwd=tmp_path)
+
+
+def test_busy_processes_are_there_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, real = [], subprocess.Popen
+
+    def noted(*words: Any, **options: Any) -> Any:
+        started.append(real(*words, **options))
+        return started[-1]
+
+    monkeypatch.setattr(subprocess, "Popen", noted)
+    with busy_processes(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert all(process.poll() is not None for process in started)
+    alone = real([sys.executable, "-c", BUSY], stdin=subprocess.PIPE)
+    alone.stdin.close()  # as when its parent was killed
+    assert alone.wait(20) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "variables", "expected"),
+    [
+        ("import smkd", {}, SPINS),
+        ("import smkd", {"GOMP_SPINCOUNT": "7"}, "7"),
+        ("import smkd", {"OMP_WAIT_POLICY": "ACTIVE"}, None),
+        ("import torch, smkd", {}, None),  # it has been read
+    ],
+)
+def test_waiting_threads_spin_little_unless_the_user_says_otherwise(
+    code: str, variables: dict[str, str], expected: str | None
+) -> None:
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = f"import os; {code}; print(os.environ.get('GOMP_SPINCOUNT'))"
+    shown = subprocess.run([sys.executable, "-c", code], env={**own, **variables}, capture_output=True, text=True)
+    assert shown.stdout.strip() == str(expected)

@@ -7,6 +7,8 @@ backbone = smkd.load(run)
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,6 +30,13 @@ __all__ = [
     "register_term",
     "resolve",
 ]
+
+SPINS = "2000"
+"""Looks that a waiting thread of OpenMP takes before it sleeps. GNU's default of some 100,000 halves the speed of a
+small network beside one other busy process, and more beside several (docs/performance.md)."""
+# read when PyTorch is loaded
+if "torch" not in sys.modules and not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
+    os.environ["GOMP_SPINCOUNT"] = SPINS
 
 if TYPE_CHECKING:
     from smkd.adaptation import adapt

@@ -223,6 +223,7 @@ def bench(
         list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Settings, such as batch_size=8 data=photos.")
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Steps that are timed.")] = 10,
+    load: Annotated[int, typer.Option(min=0, help="Busy processes beside it, as of other users.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the result here."), JSON] = None,
     against: Annotated[Path | None, typer.Option(help="Earlier --json file to print ratios to.")] = None,
 ) -> None:
@@ -231,17 +232,20 @@ def bench(
     Without data= the views are noise on the device; with it, images go through the loader.
     """
     from smkd import api
+    from smkd.engine.bench import busy_processes
     from smkd.engine.bench import measure_steps as measure
     from smkd.engine.log import console
     from smkd.viz.measured import rich_table
 
     earlier = None if against is None else _read(against)
-    found = measure(api.resolve(recipe, settings or []), steps)
+    with busy_processes(load):
+        found = measure(api.resolve(recipe, settings or []), steps)
     if json_file is not None:
         write_json(json_file, found.as_dict())
     console.print(
         f"{found.recipe}, batch {found.batch_size}, {found.parameters / 1e6:.1f} M parameters, {found.data}; "
         f"{found.device}, {found.precision}, PyTorch {found.torch}, {found.threads} threads"
+        + (f", beside {load} busy processes" if load else "")
     )
     console.print(rich_table(_table(found, earlier)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,10 @@ from smkd.errors import ConfigError
 STEP_PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
 SYNTHETIC_CLASSES = 64
 SYNTHETIC_IMAGES = 4
+BUSY = """import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+while True: pass"""
+"""A program that keeps a core busy until its parent ends."""
 CEILING_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 
@@ -74,6 +79,18 @@ class Bench:
 
 
 @opened_once()
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that keep a core busy each, as other users of the machine would."""
+    running = [subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()
+
+
 def measure_steps(config: RunConfig, steps: int) -> Bench:
     """Time training steps of a configuration.
 
