@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from smkd.classify.choose_features import choose_features
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.fewshot.candidates import MOST_BACK, candidates, narrowed, together, written
 from smkd.fewshot.feature_file import read_features, read_source
 from smkd.fewshot.head import Learned

@@ -21,7 +21,8 @@ from smkd.classify.choose_features import choose_features, soft_right
 from smkd.classify.left_out import LeftOut, left_out
 from smkd.cli import fewshot as verbs
 from smkd.config.loading import dump, load_config, resolve
-from smkd.config.schema import FeaturesConfig, ModelConfig
+from smkd.config.protocol import FeaturesConfig
+from smkd.config.schema import ModelConfig
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.candidates import candidates, features_from, narrowed, together, written
 from smkd.fewshot.feature_file import FeatureSource, FeatureWriter, read_source

@@ -15,7 +15,7 @@ from torch import Tensor
 from smkd import fewshot
 from smkd.config import loading
 from smkd.config.loading import check_protocol
-from smkd.config.schema import ProtocolConfig
+from smkd.config.protocol import ProtocolConfig
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot import accuracy, scoring
 from smkd.fewshot.accuracy import Result, accuracies, compare_results, evaluate_features, summary, with_preset

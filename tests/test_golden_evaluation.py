@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from golden_files import backbone, cases_within, close, load
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.data.augment import resize_center_crop
 from smkd.data.color import normalize
 from smkd.data.datasets import CIFAR, IMAGENET

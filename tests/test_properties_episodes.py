@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from smkd.config.schema import ProtocolConfig
+from smkd.config.protocol import ProtocolConfig
 from smkd.errors import DataError
 from smkd.fewshot import scoring
 from smkd.fewshot.accuracy import evaluate_features, measure

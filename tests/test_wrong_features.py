@@ -20,7 +20,7 @@ from smkd import fewshot
 from smkd.app import support as app_support
 from smkd.classify import Encoder, EncoderConfig, FewShotClassifier, ImageIndex, open_encoder
 from smkd.config.loading import resolve
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.data.datasets import DatasetSpec
 from smkd.data.images import FolderImages
 from smkd.errors import CheckpointError, DataError, SmkdError

@@ -12,8 +12,8 @@ import torch
 
 from smkd import distributed
 from smkd.config.loading import changed, resolve
+from smkd.config.protocol import FeaturesConfig, ProtocolConfig
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import FeaturesConfig, ProtocolConfig
 from smkd.data.datasets import GIVEN, configured_spec, give_images, is_of_others, open_split
 from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from smkd.classify.encoder import Encoder
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.search import ImageIndex
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.fewshot.candidates import narrowed
 
 NEAREST = 5

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from smkd.classify.encoder import Encoder
 from smkd.classify.left_out import LeftOut, turns
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.fewshot.candidates import candidates, features_from, narrowed, places, together
 
 AUTO, OWN = "auto", "own"

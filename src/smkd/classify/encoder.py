@@ -17,8 +17,9 @@ from torch import Tensor
 
 from smkd.classify.pictures import InputError, Picture, Pictures, as_pictures
 from smkd.config.loading import resolve
+from smkd.config.protocol import FeaturesConfig
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import FeaturesConfig, ModelConfig, Section
+from smkd.config.schema import ModelConfig, Section
 from smkd.data.datasets import DatasetSpec, configured_spec
 from smkd.device import autocast_type, pick_device
 from smkd.engine.restore import backbone_of, has_settings, open_checkpoint

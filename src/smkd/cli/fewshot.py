@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from smkd.api import Opened
-    from smkd.config.schema import ProtocolConfig
+    from smkd.config.protocol import ProtocolConfig
     from smkd.fewshot.features import Features
 
 

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ValidationError
 from smkd import extensions
 from smkd.config import foreign_text
 from smkd.config.checks import check_used, durations, shortened
+from smkd.config.protocol import ProtocolConfig
 from smkd.config.published import settings_of_start
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import ProtocolConfig
 from smkd.errors import ConfigError
 from smkd.files import expanded, nearest
 from smkd.processes import is_first_rank

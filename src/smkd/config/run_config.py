@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from smkd.config.protocol import FeaturesConfig, ProtocolConfig, ValidationConfig
 from smkd.config.schema import (
     AugmentConfig,
     ClsConfig,
     Count,
     DataConfig,
-    FeaturesConfig,
     GlobalViewConfig,
     GuardConfig,
     HeadConfig,
@@ -25,12 +25,10 @@ from smkd.config.schema import (
     PatchConfig,
     Place,
     Positive,
-    ProtocolConfig,
     SamplerConfig,
     Section,
     SupervisedConfig,
     TemperatureConfig,
-    ValidationConfig,
     ViewConfig,
 )
 

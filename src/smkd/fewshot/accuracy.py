@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from smkd.config.loading import check_protocol
-from smkd.config.schema import ProtocolConfig
+from smkd.config.protocol import ProtocolConfig
 from smkd.errors import DataError
 from smkd.fewshot.episodes import Members, Shape, draw, large_enough, too_small
 from smkd.fewshot.features import Features, as_features, plain

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pydantic import ValidationError
 from torch import Tensor
 
-from smkd.config.schema import FeaturesConfig
+from smkd.config.protocol import FeaturesConfig
 from smkd.errors import ConfigError
 from smkd.models.vit import block_numbers
 

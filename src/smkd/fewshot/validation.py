@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from smkd import distributed
+from smkd.config.protocol import FeaturesConfig, ProtocolConfig
 from smkd.config.run_config import RunConfig
-from smkd.config.schema import FeaturesConfig, ProtocolConfig
 from smkd.data.datasets import configured_spec, open_split, open_validation
 from smkd.data.images import Images
 from smkd.data.loader import worker_count

@@ -21,7 +21,7 @@ import annotated_types
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from smkd.config import run_config, schema
+from smkd.config import protocol, run_config, schema
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import Section
 from smkd.reference.option_table import EVALUATION_OPTIONS, TRAINING_OPTIONS
@@ -95,7 +95,7 @@ def _meaning(section: type[Section], name: str) -> str:
 @functools.cache
 def _docstrings() -> dict[tuple[str, str], str]:
     found = {}
-    for module in (schema, run_config):
+    for module in (schema, protocol, run_config):
         sections = [each for each in ast.parse(inspect.getsource(module)).body if isinstance(each, ast.ClassDef)]
         for section in sections:
             for field, below in itertools.pairwise(section.body):
