@@ -206,7 +206,7 @@ class Rules:
         if at >= 0:
             yield what, at, at + len(old), new
 
-    def _is_guard(self, node: ast.AST) -> bool:
+    def _is_guard(self, node: ast.Constant) -> bool:
         """Whether it is the value of `strict`, which refuses what right code never does."""
         start = self._span(node)[0]
         return self.source[:start].endswith(b"strict=")
@@ -223,7 +223,9 @@ class Rules:
                     yield from self._between("and / or", before, after, *BOOLEAN[type(op)])
             case ast.UnaryOp(op=ast.Not() | ast.USub() | ast.Invert(), operand=operand):
                 yield "sign left out", *self._span(node), self._text(operand)
-            case ast.Constant(value=bool(value)) if not self._is_guard(node):
+            case ast.Constant() if self._is_guard(node):
+                pass
+            case ast.Constant(value=bool(value)):
                 yield "constant", *self._span(node), str(not value).encode()
             case ast.Constant(value=int(value)):
                 yield "constant", *self._span(node), str(value + 1).encode()

@@ -18,6 +18,7 @@ def f(a: int = 1, b=None) -> "x":
         raise ValueError(f"a is {a + 1}")
     a += 2.5
     g(a * (b), -b)
+    h(*zip(a, strict=True))
     return [x for x in a if x is not True]  # \xc3\xa4 < b
 '''
 CHANGES = {
@@ -26,7 +27,12 @@ CHANGES = {
     "and / or": {b"a <= b or not b"},
     "sign left out": {b"and b:", b"(b), b)"},
     "negated condition": {b"if not (a <= b and not b):"},
-    "statement left out": {b"        pass\n    a += 2.5", b"    pass\n    g(a", b"    pass\n    return"},
+    "statement left out": {
+        b"        pass\n    a += 2.5",
+        b"    pass\n    g(a",
+        b"    pass\n    h(*",
+        b"    pass\n    return",
+    },
     "arithmetic": {b"g(a / (b)"},
     "swapped arguments": {b"g(-b, a * (b))"},
 }
