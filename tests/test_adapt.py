@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import foreign_files
 import smkd
 from classify_data import tiny_network
 from conftest import MakeFolder
@@ -317,6 +318,25 @@ def test_large_networks_take_small_steps_and_their_new_heads_large_ones(
     monkeypatch.setattr("smkd.adaptation.SMALL", 32)
     large = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0].optim
     assert (large.lr, large.lr_end, large.head_lr, large.weight_decay_end) == (2.4e-4, 1.2e-4, 1e-3, 0.04)
+
+
+@pytest.mark.parametrize("rotary", [False, True], ids=["dinov2", "dinov3"])
+def test_networks_with_layer_scale_registers_and_rotary_positions(rotary: bool, place: Path, tmp_path: Path) -> None:
+    """They train, all of their kinds of weights among them, and stay what they are."""
+    network = foreign_files.vit(register_tokens=4, layer_scale=1.0, rotary=rotary)
+    file = foreign_files.saved(
+        (foreign_files.dinov3 if rotary else foreign_files.dinov2)(network), tmp_path / "net.pth"
+    )
+    words = ["features.blocks=2", "validation.patience=0", "optim.lr=1e-2", "local_views.count=2"]
+    adapted = adapt(place / "few", tmp_path / "a", file, [*QUICK[:-1], *words], heads=1)
+    last = checkpoint.load_checkpoint(adapted.run / "checkpoints" / "last.pt")["student"]
+    start, after = network.state_dict(), {name.removeprefix("backbone."): value for name, value in last.items()}
+    assert bool(loading.load_config(adapted.run / "config.yaml").model.rotary) == rotary
+    moved = {name for name, value in start.items() if name in after and not torch.equal(after[name].cpu(), value)}
+    assert {"reg_token", "cls_token", "blocks.0.ls1.gamma", "blocks.1.attn.qkv.weight"} <= moved
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    backbone = smkd.load(adapted.run)
+    assert (backbone.config.register_tokens, bool(backbone.config.rotary)) == (4, rotary)
 
 
 def test_too_little_is_one_line(place: Path, tmp_path: Path) -> None:
