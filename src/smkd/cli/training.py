@@ -25,17 +25,21 @@ Overrides = Annotated[
     typer.Argument(metavar="KEY=VALUE...", help="Settings, such as data=photos optim.lr=1e-4."),
 ]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Check data, settings and weights, time three steps, and write nothing.")
+]
+
 
 @verb(STOPPED)
-def pretrain(recipe: Recipe, settings: Overrides = None) -> None:
+def pretrain(recipe: Recipe, settings: Overrides = None, dry_run: DryRun = False) -> None:
     """Phase 1: self-supervised training (iBOT). The same command resumes an interrupted run."""
-    _train(recipe, settings, "pretrain")
+    _train(recipe, settings, "pretrain", dry_run)
 
 
 @verb(STOPPED)
-def distill(recipe: Recipe, settings: Overrides = None) -> None:
+def distill(recipe: Recipe, settings: Overrides = None, dry_run: DryRun = False) -> None:
     """Phase 2: supervised masked knowledge distillation, from init=RUN. The same command resumes."""
-    _train(recipe, settings, "distill")
+    _train(recipe, settings, "distill", dry_run)
 
 
 @verb(STOPPED)
@@ -124,10 +128,17 @@ def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"]) -> None:
+def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"], only_look: bool) -> None:
     from smkd import api
 
     config = api.resolve(recipe, settings or [], phase)
+    if only_look:
+        from smkd.engine.dry_run import dry_run
+        from smkd.fewshot.validation import FewShotValidation
+
+        for line in dry_run(config, FewShotValidation()):
+            say(line)
+        return
     run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
     if is_first_rank():
         say(f"run folder: {run}")
