@@ -89,7 +89,9 @@ def test_torchrun_starts_again_where_a_process_was_killed(tmp_path: Path, monkey
     assert process.returncode == 0, said
     assert "resumed at epoch" in shown
     ours = [line for line in said.splitlines() if line.startswith("smkd: ")]
-    assert ours == ["smkd: another process of this run ended without a word (killed? out of memory?)"]
+    # torchrun, which names the process, may stop the other one before it has noticed
+    assert ours in ([], ["smkd: another process of this run ended without a word (killed? out of memory?)"])
+    assert "exitcode: -9" in said
     assert "Traceback" not in said
     assert same([torch.load("run/checkpoints/last.pt", weights_only=True), records()], list(expected))
 
