@@ -204,6 +204,19 @@ def test_only_the_classifier_starts_afresh() -> None:
         )
 
 
+@pytest.mark.parametrize("autocast", [None, torch.float16])
+def test_a_scale_is_taken_where_there_is_one(autocast: torch.dtype | None) -> None:
+    """A run in another precision has none, and leaves that of a new one."""
+    made = Learner.create(config(), 4, CPU, torch.float16)
+    expected = made.scaler.get_scale()
+    other = Learner.create(config(), 4, CPU, autocast)
+    if autocast is not None:
+        expected = 128.0
+        other.scaler.load_state_dict({**other.scaler.state_dict(), "scale": expected})
+    restore(made, state_of(other), optimizer=True)
+    assert made.scaler.get_scale() == expected
+
+
 def test_an_optimiser_that_does_not_fit_is_one_line() -> None:
     settings = config()
     state = state_of(learner(settings))

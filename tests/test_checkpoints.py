@@ -217,9 +217,9 @@ def test_what_a_killed_process_left_is_swept(cut: dict[str, bytes]) -> None:
 def test_as_many_states_stay_as_asked_for(cut: dict[str, bytes], keep: int) -> None:
     run(f"keep={keep}")
     left = sorted(path.name for path in (OUT / "checkpoints").glob("last*.pt"))
-    assert left == ["last-1.pt", "last-2.pt", "last.pt"][3 - keep :] if keep > 1 else ["last.pt"]
+    assert left == (["last-1.pt", "last-2.pt", "last.pt"] if keep > 1 else ["last.pt"])
     epochs = {name: checkpoint.load_checkpoint(OUT / "checkpoints" / name)["epoch"] for name in left}
-    assert epochs == {"last.pt": 3, "last-1.pt": 2, "last-2.pt": 1} if keep > 1 else {"last.pt": 3}
+    assert epochs == ({"last.pt": 3, "last-1.pt": 2, "last-2.pt": 1} if keep > 1 else {"last.pt": 3})
 
 
 def test_every_few_epochs_a_state_stays_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
