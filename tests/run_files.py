@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from smkd import api
+from smkd.engine.step import Learner
 
 OUT = Path("run")
 """Relative: a checkpoint names its folder, and those of two places are to be equal."""
@@ -51,3 +54,17 @@ def same(first: Any, second: Any) -> bool:
     if isinstance(first, list):
         return len(first) == len(second) and all(map(same, first, second))
     return bool(first == second)
+
+
+def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
+    """Do something in the midst of a step of the next run, counted from 1."""
+    real, count = Learner.step, 0
+
+    def counted(*given: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == step:
+            act()
+        return real(*given)
+
+    monkeypatch.setattr(Learner, "step", counted)

@@ -11,15 +11,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from run_files import OUT, UNMEASURED, files, records, run, settings
+from run_files import OUT, UNMEASURED, at_step, files, records, run, settings
 from smkd.engine import checkpoint
-from smkd.engine.step import Learner
 from smkd.errors import SmkdError
 
 pytestmark = pytest.mark.slow
@@ -50,20 +49,6 @@ def room(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], object]) -> None:
-    """Do something in the midst of a step of the next run, counted from 1."""
-    real, count = Learner.step, 0
-
-    def counted(*given: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == step:
-            act()
-        return real(*given)
-
-    monkeypatch.setattr(Learner, "step", counted)
 
 
 def one_line(error: pytest.ExceptionInfo[SmkdError]) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,9 @@ from command_line import refused, smkd
 from made_images import photographs
 from smkd import api
 from smkd.engine.bench import measure_steps
-from smkd.engine.dry_run import _one_pass
+from smkd.engine.dry_run import _one_pass, dry_run
+from smkd.engine.step import Learner
+from smkd.fewshot.validation import FewShotValidation
 
 pytestmark = pytest.mark.slow
 
@@ -58,8 +63,28 @@ def test_what_would_stop_it_is_one_line(tmp_path: Path) -> None:
         ([f"data={tmp_path / 'photos'}", "batch_size=64"], "smkd: batch_size=64 is larger than the training set"),
         (["optim.warmup_epochs=9"], "smkd: optim.warmup_epochs=9"),
         ([f"init={tmp_path / 'none'}"], f"smkd: '{tmp_path / 'none'}' does not exist"),
+        ([f"out={tmp_path / 'photos'}"], f"smkd: out={tmp_path / 'photos'} holds other things"),
     ):
         assert refused("pretrain", "debug-pretrain", *words, "--dry-run", cwd=tmp_path).startswith(message)
+
+
+def test_the_networks_that_were_checked_are_gone_when_others_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the memory would be that of two runs."""
+    made, create = [], Learner.create
+
+    def noted(*given: Any) -> Learner:
+        assert [each() for each in made] in ([], [None])
+        learner = create(*given)
+        made.append(weakref.ref(learner))
+        return learner
+
+    monkeypatch.setattr(Learner, "create", noted)
+    gc.disable()
+    try:
+        assert len(dry_run(api.resolve("debug-pretrain", WORDS), FewShotValidation())) == 4
+    finally:
+        gc.enable()
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from run_files import OUT, STEPS, files, records, run, settings
+from run_files import OUT, STEPS, at_step, files, records, run, settings
 from smkd.engine import checkpoint, stopping
-from smkd.engine.step import Learner
 from smkd.errors import Stopped
 from smkd.fewshot.validation import FewShotValidation
 
@@ -46,20 +45,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[s
             run("log_every=2", "epochs=2", *words, recipe=recipe)
             found[name] = files(), records()
     return found
-
-
-def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[], None]) -> None:
-    """Do something in the midst of a step of the next run, counted from 1."""
-    real, count = Learner.step, 0
-
-    def counted(*args: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == step:
-            act()
-        return real(*args)
-
-    monkeypatch.setattr(Learner, "step", counted)
 
 
 def send(number: int = signal.SIGTERM) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from smkd.cli.output import say_table
 from smkd.cli.verb import verb
 from smkd.files import expanded
 from smkd.processes import is_first_rank
@@ -59,8 +60,6 @@ def list_backbones() -> None:
             known.licence + " (gated)" * known.gated, "-" if known.megabytes is None else f"{known.megabytes} MB",
             "yes" if known.here else "no", known.page,
         ])  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        typer.echo("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    say_table(rows)
     unseen = ", ".join(known.name for known in CATALOGUE.values() if not known.seen)
     typer.echo(f"\nAll but {unseen}\nhave seen images of the classes that miniImageNet and tieredImageNet test on.")

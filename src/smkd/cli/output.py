@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -186,6 +186,13 @@ def _mode(path: Path, output: Output) -> int | None:
 def say(line: str = "", *, err: bool = False) -> None:
     """Print one line, whatever the names in it."""
     typer.echo(printable(line), err=err)
+
+
+def say_table(rows: Sequence[Sequence[str]]) -> None:
+    """Rows with their columns below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def write_text(path: Path, text: str, option: str) -> None:

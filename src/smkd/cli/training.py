@@ -11,7 +11,7 @@ import typer
 
 from smkd.cli.backbone import BackboneOption, chosen
 from smkd.cli.fewshot import AttentionHeads
-from smkd.cli.output import DEMO, JSON, RUN, say, write_json
+from smkd.cli.output import DEMO, JSON, RUN, say, say_table, write_json
 from smkd.cli.verb import verb
 from smkd.errors import ConfigError
 from smkd.processes import is_first_rank
@@ -102,8 +102,7 @@ def runs(
     if diff and len(given) != 2:
         raise ConfigError(f"--diff compares two runs, not {len(given)}")
     found = [run_summary(folder) for place in given for folder in find_runs(place)]
-    for line in _aligned([_RUN_COLUMNS, *map(_run_row, found)]):
-        say(line)
+    say_table([_RUN_COLUMNS, *map(_run_row, found)])
     if diff:
         for line in run_differences(*given) or ["no setting differs"]:
             say(line)
@@ -120,12 +119,6 @@ def _run_row(run: RunSummary) -> tuple[str, ...]:
         str(run.folder), run.recipe, run.data, f"{run.epoch}/{run.epochs}", best, f"{run.hours:.2f}", run.device,
         run.state,
     )  # fmt: skip
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Lines with the columns below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"], only_look: bool) -> None:

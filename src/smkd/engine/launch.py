@@ -62,7 +62,7 @@ def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
         SmkdError: what one of the processes reported, or how it ended.
     """
     end_where_unguarded()
-    _check_folder(config)
+    check_folder(config)
     joins = distributed.place() is not None
     if config.num_nodes > 1 and not joins:
         raise ConfigError(
@@ -78,8 +78,8 @@ def launch(config: RunConfig, evaluator: Evaluator | None = None) -> Path:
     return run_folder.run_path(config)
 
 
-def _check_folder(config: RunConfig) -> None:
-    """A run goes into a folder of its own, which holds nothing that it reads."""
+def check_folder(config: RunConfig) -> None:
+    """Raise `ConfigError` unless a run has a folder of its own, which holds nothing that it reads."""
     out = run_folder.run_path(config)
     if not out.is_dir():
         return  # a file is refused with the other settings
