@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from smkd.data.loader import Views
-from smkd.engine.optim import Rates, parameter_groups
+from smkd.engine.optim import Rates, grouped
 from smkd.engine.step import Learner
 from smkd.models.head import ProjectionHead
 from smkd.models.vit import patch_attention
@@ -28,8 +28,9 @@ class PlainStep:
     def __init__(self, learner: Learner) -> None:
         self.learner = learner
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(learner.pair.student), lr=0.0, weight_decay=0.0, foreach=False, fused=False
-        )
+            [{"params": list(group.named.values())} for group in grouped(learner.pair.student, learner.config)],
+            lr=0.0, weight_decay=0.0, foreach=False, fused=False,
+        )  # fmt: skip
 
     def __call__(self, views: Views, rates: Rates) -> float:
         """Forward, backward and all updates; the loss."""

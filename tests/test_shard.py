@@ -34,6 +34,7 @@ from whole_steps import ACROSS, IMAGES, SUBSETS, config_of, only, views_of, with
 CPU = torch.device("cpu")
 EVERY: dict[str, Any] = {**only(("cls", "mim", "patch", "supervised")), "pairs": "local"}
 ATTENTION: dict[str, Any] = {"labels": True, "patch": {"weight": 1.0, "weighting": "attention"}, "mim": {"weight": 0.5}}
+HALF_FROZEN = {"size": "debug", "patch_size": 8, "image_size": 16, "drop_path": 0.0, "train_blocks": "last:1"}
 STEPS = 5
 TURN = 3
 """Step that a run of the tests is interrupted in, counted from 1: the last but one of four."""
@@ -59,6 +60,7 @@ def cases() -> dict[str, tuple[RunConfig, int]]:
         "recompute": (config_of(EVERY, recompute=True), 1),
         "drop": (config_of(EVERY, model={"size": "debug", "patch_size": 8, "image_size": 16, "drop_path": 0.5}), 1),
         "bf16": (config_of(EVERY, recompute=True, precision="bf16"), 1),
+        "frozen": (config_of(EVERY, model=HALF_FROZEN, init="somewhere", optim={**optim, "layer_decay": 0.5}), 2),
     }
     for terms in SUBSETS[:4]:  # each term by itself
         found["+".join(terms)] = config_of(only(terms), head={"num_patch_prototypes": 24}), 1
@@ -76,6 +78,7 @@ def learner_of(config: RunConfig, how: str) -> Learner:
             with torch.no_grad():
                 for each in self.parameters():
                     each.add_(0.05 * torch.randn(each.shape, generator=noise))
+            self.share_frozen()
 
     with mock.patch.object(step, "StudentTeacher", Noisy):
         learner = Learner.create(config, 8, CPU, torch.bfloat16 if config.precision == "bf16" else None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from smkd.engine.bench import synthetic_views
 from smkd.engine.optim import Rates, make_optimizer, rates_at, set_rates
 from smkd.engine.restore import restore
 from smkd.engine.step import Learner
+from smkd.models.pair import StudentTeacher
 
 CPU = torch.device("cpu")
 STEADY = (
@@ -93,18 +95,42 @@ def test_gradients_are_clipped_and_the_last_layer_is_frozen() -> None:
 
 
 def test_a_new_optimiser_moves_nothing_and_rates_are_set_by_group() -> None:
-    model = torch.nn.ModuleDict({"backbone": torch.nn.Linear(3, 2), "head": torch.nn.Linear(2, 4)})
-    rates = rates_at(made("optim.lr=1e-3", "optim.head_lr=4e-3"), 0, 1)
-    rates = dataclasses.replace(rates, lr=0.5, weight_decay=0.3)
-    for apart, sizes, expected in (
-        (False, [[6, 8], [2, 4]], [(0.5, 0.3), (0.5, 0)]),
-        (True, [[6], [2], [8], [4]], [(0.5, 0.3), (0.5, 0), (2.0, 0.3), (2.0, 0)]),
+    rates = dataclasses.replace(rates_at(made(), 0, 1), lr=0.5, weight_decay=0.3)
+    for words, expected in (
+        ([], [(0.5, 0.3), (0.5, 0)]),
+        (["optim.lr=1e-3", "optim.head_lr=4e-3"], [(0.5, 0.3), (0.5, 0), (2.0, 0.3), (2.0, 0)]),
+        (["optim.lr=1e-3", "optim.head_lr=1e-3"], [(0.5, 0.3), (0.5, 0), (0.5, 0.3), (0.5, 0)]),
     ):
-        groups = (optimiser := make_optimizer(model, CPU, apart=apart)).param_groups
-        assert [[p.numel() for p in group["params"]] for group in groups] == sizes
+        config = made(*words)
+        student = StudentTeacher(config, 4).student
+        optimiser = make_optimizer(student, CPU, config)
+        groups = optimiser.param_groups
         assert {(group["lr"], group["weight_decay"]) for group in groups} == {(0, 0)}
         set_rates(optimiser, rates)
         assert [(group["lr"], group["weight_decay"]) for group in groups] == expected
+        names = {id(parameter): name for name, parameter in student.named_parameters()}
+        for number, group in enumerate(groups):
+            found = {names[id(parameter)] for parameter in group["params"]}
+            assert {name.startswith("backbone.") for name in found} == ({number < 2} if words else {True, False})
+            assert all((parameter.ndim == 1) == (number % 2 == 1) for parameter in group["params"])
+        everything = sorted(names[id(parameter)] for group in groups for parameter in group["params"])
+        assert everything == sorted(name for name, each in student.named_parameters() if each.requires_grad)
+
+
+def test_layers_have_rates_that_fall_towards_the_image() -> None:
+    """The rate of the final norm is the step's; each layer before it has `layer_decay` times that of the next."""
+    config = made("optim.layer_decay=0.5", "optim.lr=1e-3", "optim.head_lr=1e-2")
+    student = StudentTeacher(config, 4).student
+    optimiser = make_optimizer(student, CPU, config)
+    set_rates(optimiser, dataclasses.replace(rates_at(config, 0, 1), lr=0.8))
+    rate = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
+    found = {name: rate[id(each)] for name, each in student.named_parameters() if each.requires_grad}
+    for name, expected in {
+        "backbone.norm.weight": 0.8, "backbone.blocks.1.mlp.fc1.weight": 0.4, "backbone.blocks.0.attn.qkv.bias": 0.2,
+        "backbone.pos_embed": 0.1, "backbone.mask_token": 0.1, "backbone.patch_embed.proj.bias": 0.1,
+        "head.last_layer.weight_v": 8.0,
+    }.items():  # fmt: skip
+        assert found[name] == pytest.approx(expected), name
 
 
 def test_heads_have_a_rate_of_their_own() -> None:
@@ -121,13 +147,16 @@ def test_heads_have_a_rate_of_their_own() -> None:
     assert max(heads) > 50 * max(backbone)
 
 
-@pytest.mark.parametrize(("first", "second"), [("null", "1e-2"), ("1e-2", "null"), ("1e-2", "2e-2")])
+GROUPINGS = ("optim.head_lr=null", "optim.head_lr=1e-2", "optim.layer_decay=0.5", "optim.layer_decay=0.9")
+
+
+@pytest.mark.parametrize(("first", "second"), [*itertools.permutations(GROUPINGS, 2)])
 def test_the_optimisers_state_follows_its_parameters_into_other_groups(tmp_path: Path, first: str, second: str) -> None:
-    before = made(f"optim.head_lr={first}")
+    before = made(first)
     old = Learner.create(before, 4, CPU, None)
     stepped(old, before, range(2))
     save(old, tmp_path / "a.pt")
-    new = Learner.create(made(f"optim.head_lr={second}"), 4, CPU, None)
+    new = Learner.create(made(second), 4, CPU, None)
     restore(new, checkpoint.load_checkpoint(tmp_path / "a.pt"), optimizer=True)
     for mine, theirs in zip(old.pair.student.parameters(), new.pair.student.parameters(), strict=True):
         assert old.optimizer.state[mine].keys() == new.optimizer.state[theirs].keys()

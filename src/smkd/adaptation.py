@@ -163,7 +163,8 @@ def _of_backbone(state: dict[str, Any]) -> SettingValues:
     given = loading.check(state["config"])
     spec = configured_spec(given.data)
     taken: dict[str, Any] = {
-        "model": given.model.model_dump(mode="json"), "head": given.head.model_dump(mode="json"),
+        "model": given.model.model_dump(mode="json", exclude={"train_blocks"}),
+        "head": given.head.model_dump(mode="json"),
         "features": given.features.model_dump(mode="json"), "data.mean": spec.mean, "data.std": spec.std,
     }  # fmt: skip
     side, local, resize = given.global_views.size, given.local_views.size, given.validation.resize

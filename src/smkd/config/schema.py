@@ -211,6 +211,14 @@ class ModelConfig(Section):
     """Hidden channels of a block's MLP; none is 4 x embed_dim."""
     swiglu: bool = False
     """Gated MLPs, as in the largest of DINOv2 and DINOv3, instead of GELU."""
+    train_blocks: Annotated[str, Field(pattern=r"^(all|last:[1-9][0-9]{0,2})$")] = "all"
+    """Which blocks are trained: all, or `last:N`. With `last:N` the blocks before them, the patches, the positions and
+    the mask token stay as they are, without gradients, activations or optimiser state (docs/performance.md)."""
+
+    @property
+    def last_trained(self) -> int | None:
+        """How many last blocks are trained, if not all."""
+        return None if self.train_blocks == "all" else int(self.train_blocks.removeprefix("last:"))
 
 
 class HeadConfig(Section):
@@ -322,6 +330,8 @@ class OptimConfig(Section):
     head_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the projection head and the supervised classifier, which start from nothing where the
     backbone has been trained; it follows the schedule of `lr`. null is `lr`."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor by which the backbone's learning rate is lower in each block than in the block behind it (BEiT)."""
     warmup_epochs: Count = 10
     """Epochs in which the learning rate grows from 0 to `lr`."""
     weight_decay: Weight = 0.04

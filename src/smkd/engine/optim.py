@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,8 @@ from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import TemperatureConfig
 from smkd.engine import shard
-from smkd.models.pair import StudentTeacher
+from smkd.models.pair import Network, StudentTeacher
+from smkd.models.vit import layer_of
 from smkd.weights.rename import BACKBONE
 
 
@@ -28,8 +29,6 @@ class Rates:
     cls_temperature: float
     patch_temperature: float
     last_layer_frozen: bool
-    head_factor: float = 1.0
-    """By which the learning rate of the heads is larger than `lr`."""
 
 
 def line(start: float, end: float, points: int, index: int) -> float:
@@ -67,28 +66,45 @@ def rates_at(config: RunConfig, step: int, steps_per_epoch: int) -> Rates:
         cls_temperature=teacher_temperature(objective.cls_temperature, epoch),
         patch_temperature=teacher_temperature(objective.patch_temperature, epoch, config.mask.start_epoch),
         last_layer_frozen=epoch < optim.freeze_last_layer_epochs,
-        head_factor=1.0 if optim.head_lr is None else optim.head_lr / optim.lr,
     )
 
 
-def grouped(named: Iterable[tuple[str, nn.Parameter]], *, apart: bool = False) -> list[list[tuple[str, nn.Parameter]]]:
-    """Named parameters in the optimiser's groups: decayed, and (biases and one-dimensional tensors) not decayed.
+class ParameterGroup(NamedTuple):
+    """Parameters of one learning rate and one weight decay.
 
-    Args:
-        named: those that are trained.
-        apart: the backbone's two groups first, then two of the heads, which have a rate of their own.
+    Attributes:
+        named: the parameters by name.
+        factor: by which their learning rate differs from the step's.
+        decayed: whether weight decay applies to them.
     """
-    groups: list[list[tuple[str, nn.Parameter]]] = [[] for _ in range(4 if apart else 2)]
-    for name, parameter in named:
-        of_head = apart and not name.startswith(BACKBONE)
-        groups[2 * of_head + (not is_decayed(name, parameter))].append((name, parameter))
-    return groups
+
+    named: dict[str, nn.Parameter]
+    factor: float
+    decayed: bool
 
 
-def parameter_groups(model: nn.Module, *, apart: bool = False) -> list[dict[str, list[nn.Parameter]]]:
-    """The groups (`grouped`) of a network's parameters; frozen parameters are in none."""
-    trained = ((name, each) for name, each in model.named_parameters() if each.requires_grad)
-    return [{"params": [each for _, each in group]} for group in grouped(trained, apart=apart)]
+def grouped(student: Network, config: RunConfig) -> list[ParameterGroup]:
+    """The parameters that a run of this configuration trains, in the optimiser's groups and order.
+
+    Weight decay applies to none that is a bias or has one dimension. The heads are groups of their own where they
+    have a rate of their own, and so is each layer of the backbone where the rate falls from layer to layer.
+    """
+    optim, depth = config.optim, len(student.backbone.blocks)
+    frozen = -1 if config.model.last_trained is None else depth - config.model.last_trained
+    groups: dict[tuple[bool, int, bool], ParameterGroup] = {}
+    for name, parameter in student.named_parameters():
+        of_head, layer, factor = not name.startswith(BACKBONE), depth + 1, 1.0
+        if not of_head:
+            layer = layer_of(name.removeprefix(BACKBONE), depth)
+            factor = optim.layer_decay ** (depth + 1 - layer)
+        elif optim.head_lr is not None:
+            factor = optim.head_lr / optim.lr
+        if layer <= frozen or (config.head.fixed_norm and name.endswith("weight_g")):
+            continue
+        decayed = is_decayed(name, parameter)
+        key = (of_head and optim.head_lr is not None, 0 if optim.layer_decay == 1 else layer, not decayed)
+        groups.setdefault(key, ParameterGroup({}, factor, decayed)).named[name] = parameter
+    return [groups[key] for key in sorted(groups)]
 
 
 def is_decayed(name: str, parameter: nn.Parameter) -> bool:
@@ -96,23 +112,20 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return not name.endswith(".bias") and parameter.ndim != 1
 
 
-def make_optimizer(model: nn.Module, device: torch.device, *, apart: bool = False) -> torch.optim.AdamW:
-    """AdamW, fused where the device has it; rates are set each step by `set_rates`.
-
-    Args:
-        model: what is trained.
-        device: of its parameters.
-        apart: the heads have a rate of their own (`grouped`).
-    """
-    fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(parameter_groups(model, apart=apart), lr=0.0, weight_decay=0.0, fused=fused)
+def make_optimizer(student: Network, device: torch.device, config: RunConfig) -> torch.optim.AdamW:
+    """AdamW of the groups (`grouped`), fused where the device has it; rates are set each step by `set_rates`."""
+    groups = [
+        {"params": list(group.named.values()), "factor": group.factor, "decayed": group.decayed}
+        for group in grouped(student, config)
+    ]
+    return torch.optim.AdamW(groups, lr=0.0, weight_decay=0.0, fused=device.type in ("cpu", "cuda"))
 
 
 def set_rates(optimizer: torch.optim.Optimizer, rates: Rates) -> None:
     """Learning rates of all groups, and the weight decay of those that are decayed."""
-    for number, group in enumerate(optimizer.param_groups):
-        group["lr"] = rates.lr * (rates.head_factor if number >= 2 else 1.0)
-        group["weight_decay"] = 0.0 if number % 2 else rates.weight_decay
+    for group in optimizer.param_groups:
+        group["lr"] = rates.lr * group["factor"]
+        group["weight_decay"] = rates.weight_decay if group["decayed"] else 0.0
 
 
 @torch.no_grad()

@@ -105,6 +105,7 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
             )
         fitting = {key: shard.part_like(value, own[key]) for key, value in given.items() if key not in fresh}
         module.load_state_dict(fitting, strict=False)
+    learner.pair.share_frozen()
     if optimizer:
         _restore_optimizer(learner, state)
     return lines
@@ -113,37 +114,25 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
 def _restore_optimizer(learner: Learner, state: dict[str, Any]) -> None:
     """Load the optimiser's and the loss scaler's state; rates and the like are this run's own.
 
-    Parameters are numbered otherwise where one of the two runs trains the prototypes' norms, or has a rate of its own
-    for the heads, and the other does not.
+    Its parameters are numbered as the run that wrote it grouped them, which may have trained others.
     """
-    config, settings = learner.config, state.get("config", {})
-    fixed, apart = config.head.fixed_norm, config.optim.head_lr is not None
-    before = _trained(
-        learner, fixed_norm=settings.get("head", {}).get("fixed_norm", fixed),
-        apart=settings.get("optim", {"head_lr": config.optim.head_lr}).get("head_lr") is not None,
-    )  # fmt: skip
-    parameters = dict(learner.pair.student.named_parameters())
+    config, student = learner.config, learner.pair.student
+    wrote = loading.check(state["config"]) if "config" in state else config
+    before = [list(group.named.items()) for group in grouped(student, wrote)]
     scaled = learner.scaler.is_enabled()
-    groups = [[parameters[name] for name in group] for group in before]
-    moments, scale = checked_optimizer(state, groups, "the checkpoint", scaled=scaled)
-    names = list(chain(*before))
-    numbers = {name: number for number, name in enumerate(chain(*_trained(learner, fixed_norm=fixed, apart=apart)))}
-    kept = {
-        numbers[names[number]]: {key: shard.part_like(value, parameters[names[number]]) for key, value in each.items()}
-        for number, each in moments.items() if names[number] in numbers
-    }  # fmt: skip
+    moments, scale = checked_optimizer(
+        state, [[each for _, each in group] for group in before], "the checkpoint", scaled=scaled
+    )
+    written = list(chain(*before))
+    numbers = {name: number for number, name in enumerate(chain(*(each.named for each in grouped(student, config))))}
+    kept = {}
+    for place, each in moments.items():
+        name, parameter = written[place]
+        if name in numbers:
+            kept[numbers[name]] = {key: shard.part_like(value, parameter) for key, value in each.items()}
     learner.optimizer.load_state_dict({**learner.optimizer.state_dict(), "state": kept})
     if scaled and scale:  # empty where the run went on in another precision
         learner.scaler.load_state_dict(scale)
-
-
-def _trained(learner: Learner, *, fixed_norm: bool, apart: bool) -> list[list[str]]:
-    """Names of the parameters in the optimiser's groups (`grouped`), with the prototypes' norms fixed or trained."""
-    trained = (
-        (name, parameter) for name, parameter in learner.pair.student.named_parameters()
-        if (not fixed_norm if name.endswith("weight_g") else parameter.requires_grad)
-    )  # fmt: skip
-    return [[name for name, _ in group] for group in grouped(trained, apart=apart)]
 
 
 def backbone_of(

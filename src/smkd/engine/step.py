@@ -86,7 +86,7 @@ class Learner:
                 find_unused_parameters=pair.idle_weights,
             )
         scaler = torch.amp.GradScaler(device.type, enabled=autocast == torch.float16)
-        optimizer = make_optimizer(pair.student, device, apart=config.optim.head_lr is not None)
+        optimizer = make_optimizer(pair.student, device, config)
         return Learner(config, pair, objective, optimizer, student, scaler, autocast, device)
 
     def step(self, views: Iterable[Views], rates: Rates, batches: Sequence[Batch | Views] | None = None) -> StepResult:
@@ -136,7 +136,9 @@ class Learner:
             with self.part("teacher"):
                 targets = self.pair.teacher_outputs(views.global_views)
             with self.part("student"):
-                outputs = self.pair.student_outputs(self.student, views.global_views, views.masks, views.local_views)
+                outputs = self.pair.student_outputs(
+                    self.student, views.global_views, views.masks, views.local_views, targets.frozen
+                )
         assert targets.features is not None
         answers.append((targets.cls[0], targets.features[0]))  # [batch, prototypes], [batch, dim]
         with self.part("objective"):

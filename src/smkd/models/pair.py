@@ -31,6 +31,7 @@ class Outputs(NamedTuple):
         classes: logits of the supervised classifier, [global, batch, classes]; student only, None if there is none.
         only_masked: `patches` holds the masked patches alone, in the order of the masks.
         features: the backbone's [CLS], [global, batch, dim]; teacher only.
+        frozen: what enters the first trained block, [global * batch, tokens, dim]; None if all blocks are trained.
     """
 
     cls: Tensor
@@ -41,6 +42,7 @@ class Outputs(NamedTuple):
     classes: Tensor | None = None
     only_masked: bool = False
     features: Tensor | None = None
+    frozen: Tensor | None = None
 
 
 class Request(NamedTuple):
@@ -53,6 +55,7 @@ class Request(NamedTuple):
         masked: int64 [masked] on the device, places of the masked patches among [global, batch, patches], if logits
             of no others are needed.
         features: the backbone's [CLS].
+        frozen: what enters the first trained block, if blocks are frozen.
     """
 
     patches: bool = False
@@ -60,6 +63,20 @@ class Request(NamedTuple):
     attention: bool = False
     masked: Tensor | None = None
     features: bool = False
+    frozen: bool = False
+
+
+class FrozenTokens(NamedTuple):
+    """What the teacher has computed in the frozen blocks, which student and teacher share.
+
+    Attributes:
+        tokens: what enters the first trained block, of the views without masks, [global * batch, tokens, dim].
+        masked_views: int64 [views] on the device, which of the global * batch views have a masked patch: these are
+            computed anew.
+    """
+
+    tokens: Tensor
+    masked_views: Tensor
 
 
 class Network(nn.Module):
@@ -72,8 +89,9 @@ class Network(nn.Module):
         self.classifier = nn.Linear(backbone.embed_dim, num_classes) if num_classes else None
 
     def forward(
-        self, global_views: Tensor, request: Request, masks: Tensor | None = None, local_views: Tensor | None = None
-    ) -> Outputs:
+        self, global_views: Tensor, request: Request, masks: Tensor | None = None, local_views: Tensor | None = None,
+        known: FrozenTokens | None = None,
+    ) -> Outputs:  # fmt: skip
         """One pass over the global views and one over the local views.
 
         Args:
@@ -81,10 +99,13 @@ class Network(nn.Module):
             request: what to return beside the logits of [CLS].
             masks: bool [global, batch, rows, columns], or None.
             local_views: [local, batch, 3, size, size], or None.
+            known: what the teacher has computed in the frozen blocks, if there are any.
         """
         shape = global_views.shape[:2]
+        images = global_views.flatten(0, 1)  # [global * batch, 3, size, size]
         flat_masks = None if masks is None else masks.flatten(0, 1)  # [global * batch, rows, columns]
-        seen = self.backbone(global_views.flatten(0, 1), flat_masks, attention=request.attention)
+        frozen = self._frozen(images, flat_masks, known) if self.backbone.frozen else None
+        seen = self.backbone(images, flat_masks, attention=request.attention, known=frozen)
         cls = seen.cls  # [global * batch, dim]
         if local_views is not None and len(local_views):
             cls = torch.cat([cls, self.backbone(local_views.flatten(0, 1)).cls])  # [(global + local) * batch, dim]
@@ -106,7 +127,20 @@ class Network(nn.Module):
             classes=None if self.classifier is None else self.classifier(seen.cls).unflatten(0, shape),
             only_masked=request.masked is not None,
             features=seen.cls.unflatten(0, shape) if request.features else None,
+            frozen=frozen if request.frozen else None,
         )
+
+    def _frozen(self, images: Tensor, masks: Tensor | None, known: FrozenTokens | None) -> Tensor:
+        """Tokens that enter the first trained block, [images, tokens, dim]; of `known` views only the masked ones run.
+
+        It is apart from the backbone's `forward`, which may be compiled: the number of masked views differs.
+        """
+        if known is None or masks is None:
+            return self.backbone.frozen_tokens(images, masks)
+        if not len(known.masked_views):
+            return known.tokens
+        anew = self.backbone.frozen_tokens(images[known.masked_views], masks[known.masked_views])
+        return known.tokens.index_copy(0, known.masked_views, anew.to(known.tokens.dtype))
 
 
 class StudentTeacher(nn.Module):
@@ -151,13 +185,17 @@ class StudentTeacher(nn.Module):
             global_views: [global, batch, 3, size, size].
         """
         request = Request(
-            patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention, features=True
+            patches=self.needs_patches, tokens=self.needs_tokens, attention=self.needs_attention, features=True,
+            frozen=self.student.backbone.frozen > 0,
         )  # fmt: skip
         with torch.inference_mode():
             outputs: Outputs = self.teacher(global_views, request)
         return outputs
 
-    def student_outputs(self, student: nn.Module, global_views: Tensor, masks: Tensor, local_views: Tensor) -> Outputs:
+    def student_outputs(
+        self, student: nn.Module, global_views: Tensor, masks: Tensor, local_views: Tensor,
+        frozen: Tensor | None = None,
+    ) -> Outputs:  # fmt: skip
         """The student sees masked global views and plain local ones.
 
         Args:
@@ -165,20 +203,36 @@ class StudentTeacher(nn.Module):
             global_views: [global, batch, 3, size, size].
             masks: bool [global, batch, rows, columns] on the CPU.
             local_views: [local, batch, 3, size, size].
+            frozen: the teacher's `Outputs.frozen` of the same views, which the student then does not compute again.
         """
-        device, masked = global_views.device, None
+        device, masked, known = global_views.device, None, None
+        if frozen is not None:
+            masked_views = masks.flatten(0, 1).flatten(1).any(dim=1).nonzero()[:, 0]  # [masked views]
+            # a copy, since what is made in inference mode takes part in no backward pass
+            known = FrozenTokens(frozen.clone(), to_device(masked_views, device))
         if self.needs_patches and not self.needs_all_patches:
             masked = to_device(masks.flatten().nonzero()[:, 0], device)  # [masked]
         request = Request(patches=self.needs_patches, tokens=self.needs_tokens, masked=masked)
-        outputs: Outputs = student(global_views, request, to_device(masks, device), local_views)
+        outputs: Outputs = student(global_views, request, to_device(masks, device), local_views, known)
         return outputs
 
     @torch.no_grad()
     def update_teacher(self, momentum: float) -> None:
-        """teacher = momentum * teacher + (1 - momentum) * student, for every parameter that both have."""
+        """teacher = momentum * teacher + (1 - momentum) * student, for every parameter that both have.
+
+        Weights of frozen blocks are equal in both (`share_frozen`), and stay as they are to the bit.
+        """
         student = dict(self.student.named_parameters())
         names = [name for name, _ in self.teacher.named_parameters()]
         torch._foreach_lerp_(list(self.teacher.parameters()), [student[name].detach() for name in names], 1 - momentum)
+
+    @torch.no_grad()
+    def share_frozen(self) -> None:
+        """Give the student the teacher's weights of the frozen blocks, which the two may bring along differently."""
+        backbone, own = self.student.backbone, dict(self.teacher.backbone.named_parameters())
+        for name, parameter in backbone.named_parameters():
+            if not parameter.requires_grad and name in own:
+                parameter.copy_(own[name])
 
     def _shared(self, student_state: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: student_state[name] for name in self.teacher.state_dict()}
@@ -200,4 +254,6 @@ def _network(config: RunConfig, *, student: bool, num_classes: int = 0) -> Netwo
     backbone = VisionTransformer.from_config(
         config.model, drop_path=config.model.drop_path if student else 0.0, mask_token=student
     )
+    if config.model.last_trained is not None:
+        backbone.freeze(config.model.last_trained)
     return Network(backbone, ProjectionHead(backbone.embed_dim, config.head), num_classes)

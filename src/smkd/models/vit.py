@@ -75,6 +75,7 @@ class VisionTransformer(nn.Module):
         mask_token: own the token that stands in for masked patches (the student does).
 
     Attributes:
+        frozen: how many first blocks stay as they are, with all that comes before them; see `freeze`.
         config: what the network was made from; `from_config` of it makes one with the same weights' names and shapes
             that computes the same from them in evaluation.
 
@@ -101,6 +102,7 @@ class VisionTransformer(nn.Module):
         self.register_tokens = register_tokens
         self.recompute = False
         """Keep only the input of each block for the backward pass, which runs the block again."""
+        self.frozen = 0
         self.patch_embed = PatchEmbed(patch_size, embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         if not rotary:
@@ -154,19 +156,56 @@ class VisionTransformer(nn.Module):
         made.load_state_dict(dict(weights))
         return made.eval()
 
-    def forward(self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False) -> Tokens:
+    def freeze(self, last: int) -> None:
+        """Train the last blocks and the final norm alone; the others run without gradients and stochastic depth.
+
+        Args:
+            last: how many.
+
+        Raises:
+            ConfigError: there are not so many.
+        """
+        depth = len(self.blocks)
+        if last > depth:
+            raise ConfigError(f"model.train_blocks=last:{last}: the backbone has {depth} blocks")
+        self.frozen = depth - last
+        for name, parameter in self.named_parameters():
+            if layer_of(name, depth) <= self.frozen:
+                parameter.requires_grad_(False)
+        for block in self.blocks[: self.frozen]:
+            assert isinstance(block, Block)
+            block.drop_path.rate = 0.0
+
+    @torch.no_grad()
+    def frozen_tokens(self, images: Tensor, masks: Tensor | None = None) -> Tensor:
+        """What enters the first trained block of a backbone with frozen ones: [images, 1 + registers + patches, dim].
+
+        Args: see `forward`.
+        """
+        x, rotation = self.embed(images, masks), self.rotation(*images.shape[-2:])
+        for block in self.blocks[: self.frozen]:
+            x = block(x, rotation)
+        return x
+
+    def forward(
+        self, images: Tensor, masks: Tensor | None = None, *, attention: bool = False, known: Tensor | None = None
+    ) -> Tokens:
         """Tokens of the last block, after the final norm.
 
         Args:
             images: float [images, 3, height, width], normalised; sides are cut down to whole patches.
             masks: bool [images, rows, columns], True replaces the patch by the mask token.
             attention: also compute the [CLS] row of the last block's attention.
+            known: the `frozen_tokens` of these images and masks, if they are computed already.
         """
-        x = self.embed(images, masks)
+        if known is not None:
+            x = known
+        else:
+            x = self.frozen_tokens(images, masks) if self.frozen else self.embed(images, masks)
         rotation = self.rotation(*images.shape[-2:])
         last = len(self.blocks) - 1
         row = None
-        for number, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks[self.frozen :], self.frozen):
             if attention and number == last:
                 assert isinstance(block, Block)
                 row = block.cls_attention(x, rotation)
@@ -273,6 +312,13 @@ def check_sizes(image_size: int, patch_size: int, embed_dim: int, num_heads: int
         raise ConfigError(f"model.image_size={image_size} is not divisible by model.patch_size={patch_size}")
     if rotary and embed_dim // num_heads % 4:
         raise ConfigError(f"model.rotary needs heads of a multiple of 4 channels, not of {embed_dim // num_heads}")
+
+
+def layer_of(name: str, depth: int) -> int:
+    """The layer of a backbone's weight: 0 before the blocks, 1 to depth for a block, depth + 1 for the final norm."""
+    if name.startswith("blocks."):
+        return int(name.split(".")[1]) + 1
+    return depth + 1 if name.startswith("norm.") else 0
 
 
 def block_numbers(blocks: Sequence[int], depth: int) -> list[int]:
