@@ -22,19 +22,9 @@ from smkd.fewshot.candidates import features_from
 from smkd.fewshot.features import pool
 from smkd.models.vit import Tokens
 from smkd.objectives.patch import match_paper
-from smkd.viz.explain import (
-    COLORS,
-    GAP,
-    MATCHES,
-    SIDE,
-    Match,
-    attention_picture,
-    central_square,
-    match_patches,
-    matches_picture,
-    reasons,
-    see,
-)
+from smkd.viz.explain import MATCHES, reasons
+from smkd.viz.patch_pictures import COLORS, GAP, SIDE, attention_picture, central_square, matches_picture
+from smkd.viz.seen import Match, match_patches, see
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from run_files import OUT, STEPS, files, records, run, same
 from smkd import api
 from smkd.engine import checkpoint
 from smkd.errors import CheckpointError, ConfigError, DataError
-from smkd.viz.figures import read_metrics
+from smkd.viz.curves import read_metrics
 
 pytestmark = pytest.mark.slow
 

@@ -91,7 +91,7 @@ def test_pictures_and_a_page(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in (folder / "pictures").iterdir()) == ["accuracy.svg", "confusion.svg", "episodes.svg"]
     page = (folder / "page.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("data:image/svg+xml;base64,") == 3
     assert "40 episodes" in page
 
 

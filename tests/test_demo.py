@@ -39,8 +39,9 @@ def test_demo_writes_numbers_and_a_page_that_needs_nothing_else(
     page = (tmp_path / "demo" / "report.html").read_text()
     assert f"{numbers['phase1']['1']['mean']:.2f} ± " in page
     sources = re.findall(r'(?:src|href)="([^"]{0,40})', page)
-    assert len(sources) == 6
-    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    assert len(sources) > 40
+    assert all(source.startswith("data:") for source in sources)
+    assert "smkd app" in printed
 
     # the second phase started from the first, and the same call repeats nothing
     assert api.load(tmp_path / "demo" / "phase2")

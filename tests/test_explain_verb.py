@@ -33,7 +33,7 @@ def test_the_page_shows_what_the_app_shows(place: Path, tmp_path: Path) -> None:
     for name, chance in chances.items():
         assert f"<tr><td>{name}</td><td>{100 * chance:.1f} %</td></tr>" in page
     assert page.count("data:image/jpeg") == 6  # the photograph and five of the support
-    assert page.count("data:image/png") == 2  # attention and matches
+    assert page.count("data:image/webp") == 2  # attention and matches
     assert "The 6 matches that add most" in page
     assert "http" not in page.replace("http-equiv", "")
 
@@ -42,11 +42,11 @@ def test_without_the_photographs_or_a_network(place: Path, tmp_path: Path) -> No
     image = min((place / "rest").rglob("*.png"))
     smkd("explain", place / "net.smkd", image, "-o", tmp_path / "a.html")
     page = (tmp_path / "a.html").read_text()
-    assert page.count("data:image/jpeg") == page.count("data:image/png") == 1
+    assert page.count("data:image/jpeg") == page.count("data:image/webp") == 1
     assert "--support FOLDER shows them" in page
     smkd("explain", place / "pixels.smkd", image, "-o", tmp_path / "a.html", "--reject", "1")
     page = (tmp_path / "a.html").read_text()
-    assert "data:image/png" not in page
+    assert "data:image/webp" not in page
     assert "Plain colours have no attention" in page
     assert "<h1>none of these</h1>" in page
 

@@ -48,7 +48,7 @@ def test_hardest_pairs_against_plain_loops() -> None:
 
 def test_curves_have_a_panel_per_way_and_per_shot() -> None:
     results = [measured(shot, way) for shot in (1, 5) for way in (3, 5)]
-    titles = [axis.get_title() for axis in accuracy_curves({"one": results}).axes]
+    titles = [axis.get_title(loc="left") for axis in accuracy_curves({"one": results}).axes]
     assert [title for title in titles if title] == ["3-way", "5-way", "1-shot", "5-shot"]
 
 

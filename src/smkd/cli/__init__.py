@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from smkd.cli import backbone, classifier, classify, data, fewshot, training, weights
+from smkd.cli import backbone, classifier, classify, data, fewshot, plot, training, weights
 from smkd.cli.output import say
 from smkd.errors import SmkdError
 from smkd.processes import show_warning
@@ -38,6 +38,7 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("demo", training.demo, "-o demo"),
     ("bench", training.bench, "mini-imagenet-distill batch_size=8"),
     ("runs", training.runs, "runs"),
+    ("report", plot.report, "runs/one runs/two -o report.html"),
 )
 """Name, function, and the words of an example, which its help shows."""
 app = typer.Typer(
@@ -48,6 +49,9 @@ app = typer.Typer(
 for name, function, example in VERBS:
     app.command(name, epilog=f"Example: smkd {name} {example}".rstrip())(function)
 app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
+for name, function, example in plot.PICTURES:
+    plot.plot_app.command(name, epilog=f"Example: smkd plot {name} {example}")(function)
+app.add_typer(plot.plot_app, name="plot")
 data.data_app.command("verify")(data.verify)
 data.data_app.command("stats")(data.stats)
 app.add_typer(data.data_app, name="data")

@@ -111,6 +111,7 @@ FIGURES = [f"{name}.{kind}" for name in ("accuracy", "confusion", "episodes") fo
 PICTURES = Output("pictures of `smkd eval`", _holds(*FIGURES), is_folder=True)
 SHEETS = Output("contact sheets", _holds("train.png", "val.png", "test.png"), is_folder=True, beside=True)
 RUN = Output("a run folder", _is_run, is_folder=True)
+PICTURE = Output("a picture", _begins(b"\x89PNG", b"<svg", b"<?xml"))
 DEMO = Output("a folder of `smkd demo`", _holds("phase1", "phase2", "results.json", "report.html"), is_folder=True)
 PREPARED = Output("a prepared folder", is_folder=True, beside=True)
 SUFFIXES = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,6 +12,19 @@ from smkd import distributed
 from smkd.config.run_config import RunConfig
 from smkd.engine.stopping import Interrupted, Watch
 from smkd.models.vit import VisionTransformer
+
+INTERVAL = " ci95"
+"""Ends the name of half the width of a score's 95 % interval."""
+
+
+def scores_in_words(scores: Mapping[str, float]) -> str:
+    """Scores, with their intervals where they have one."""
+    said = []
+    for name, value in scores.items():
+        if not name.endswith(INTERVAL):
+            interval = scores.get(f"{name}{INTERVAL}")
+            said.append(f"{name} {value:.2f}" + ("" if interval is None else f" ± {interval:.2f}"))
+    return ", ".join(said)
 
 
 class Evaluator(Protocol):

@@ -26,7 +26,7 @@ from smkd.data.sources import opened_once
 from smkd.device import autocast_type, keep_freed_memory, pick_device
 from smkd.engine import agreement, checkpoint, run_folder, shard
 from smkd.engine.collapse import CollapseWatch
-from smkd.engine.evaluator import Evaluator, measure_together
+from smkd.engine.evaluator import Evaluator, measure_together, scores_in_words
 from smkd.engine.guard import Guard
 from smkd.engine.log import Bar, RunLog, console
 from smkd.engine.meter import Meter
@@ -360,7 +360,7 @@ class Run:
         if measured is None:
             return None
         log.write("validation", self.step, {"epoch": epoch, **measured})
-        log.say(f"epoch {epoch}: validation " + ", ".join(f"{k} {v:.2f}" for k, v in measured.items()))
+        log.say(f"epoch {epoch}: validation {scores_in_words(measured)}")
         return next(iter(measured.values()))
 
 

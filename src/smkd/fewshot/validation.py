@@ -19,6 +19,7 @@ from smkd.data.datasets import configured_spec, open_split, open_validation
 from smkd.data.images import Images
 from smkd.data.loader import worker_count
 from smkd.device import autocast_type
+from smkd.engine.evaluator import INTERVAL
 from smkd.engine.log import console
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import compare_results, evaluate_features, shape_of
@@ -114,10 +115,13 @@ class FewShotValidation:
         return backbone_features(backbone, config, config.validation, device, images, shared=True).collect_rows()
 
     def score(self, shares: Sequence[Features], config: RunConfig) -> dict[str, float]:
-        """Accuracy in percent: the mean over the numbers of shots, which selects, and each of them."""
+        """Accuracy in percent: the mean over the numbers of shots, which selects, and each with its interval."""
         results = evaluate_features(joined(shares), config.validation)
-        mean = sum(r.mean for r in results) / len(results)
-        return {"accuracy": mean, **{f"{r.way}-way {r.shot}-shot": r.mean for r in results}}
+        scores = {"accuracy": sum(r.mean for r in results) / len(results)}
+        for result in results:
+            name = f"{result.way}-way {result.shot}-shot"
+            scores |= {name: result.mean, f"{name}{INTERVAL}": result.ci95}
+        return scores
 
 
 class HeldOutImages:

@@ -13,8 +13,9 @@ from smkd.errors import ConfigError
 from smkd.fewshot.accuracy import Comparison, Result
 from smkd.fewshot.feature_file import FeatureSource
 from smkd.files import explained, printable, written_aside
-from smkd.viz import figures
-from smkd.viz.report import ReportSection, write_report
+from smkd.viz import figures, style
+from smkd.viz.curves import read_history
+from smkd.viz.page import PageSection, write_page
 
 Rows = Sequence[Sequence[str]]
 
@@ -35,9 +36,6 @@ def markdown_table(rows: Rows) -> str:
     header, *body = [[printable(cell).replace("|", "\\|") for cell in row] for row in rows]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
-
-
-FIGURE_DPI = 150
 
 
 class Measured(NamedTuple):
@@ -130,7 +128,7 @@ def result_figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
     """
     results = {_curve_name(row, head, rows): [r for r in row.results if r.head == head]
                for row in rows for head in dict.fromkeys(r.head for r in row.results)}  # fmt: skip
-    chosen = max((r for r in rows[-1].results if r.head == rows[-1].results[0].head), key=lambda r: (r.shot, -r.way))
+    chosen = _shown(rows)
     of = f"{rows[-1].name}, {chosen.head}, {chosen.way}-way {chosen.shot}-shot"
     made = {
         "accuracy": (figures.accuracy_curves(results), "Accuracy against shots and ways, with 95 % intervals."),
@@ -140,10 +138,15 @@ def result_figures(rows: Sequence[Measured]) -> dict[str, tuple[Figure, str]]:
         ),
         "episodes": (
             figures.episode_distribution(chosen),
-            f"Accuracy of single episodes, and the sets of classes with the lowest mean; {of}.",
+            f"Accuracy of single episodes; {of}.",
         ),
     }
     return made
+
+
+def _shown(rows: Sequence[Measured]) -> Result:
+    """The last source's first head at the largest number of shots."""
+    return max((r for r in rows[-1].results if r.head == rows[-1].results[0].head), key=lambda r: (r.shot, -r.way))
 
 
 def _curve_name(row: Measured, head: str, rows: Sequence[Measured]) -> str:
@@ -156,24 +159,29 @@ def save_figures(folder: Path, rows: Sequence[Measured], kind: str) -> None:
     """Write the pictures to a folder as png or svg; raises `ConfigError` if it cannot be used."""
     with explained(folder, ConfigError, option="--figures"), written_aside(folder, folder=True) as aside:
         for name, (figure, _) in result_figures(rows).items():
-            figure.savefig(aside / f"{name}.{kind}", dpi=FIGURE_DPI)
+            (aside / f"{name}.{kind}").write_bytes(style.svg(figure) if kind == "svg" else style.png(figure))
 
 
-def sections(rows: Sequence[Measured]) -> list[ReportSection]:
+def sections(rows: Sequence[Measured]) -> list[PageSection]:
     """The table, what was changed in its runs after their start, and the pictures, for a page."""
     changes = [
-        [row.name, str(step), change] for row in rows for step, change in figures.read_history(Path(row.name))
+        [row.name, str(step), change] for row in rows for step, change in read_history(Path(row.name))
     ]  # fmt: skip
     header = ["run", "after step", "change"]
-    history = [ReportSection("Changes since the start", table=[header, *changes])] if changes else []
+    history = [PageSection("Changes since the start", table=[header, *changes])] if changes else []
     return [
-        ReportSection("Accuracy on unseen classes", "\n".join(conditions(rows)), results_table(rows)),
+        PageSection("Accuracy on unseen classes", "\n".join(conditions(rows)), results_table(rows)),
         *history,
-        ReportSection("Pictures", figures=list(result_figures(rows).values())),
+        PageSection("Pictures", figures=list(result_figures(rows).values())),
+        PageSection(
+            "Hardest classes",
+            "Pairs of classes with the lowest mean accuracy of the episodes that have both, and the hardest episode.",
+            figures.hardest_table(_shown(rows)),
+        ),
     ]
 
 
 def save_report(path: Path, rows: Sequence[Measured]) -> None:
     """Write a self-contained page; raises `ConfigError` if the file cannot be written."""
     with explained(path, ConfigError, option="--report"):
-        write_report(path, "Few-shot accuracy", ", ".join(row.name for row in rows), sections(rows))
+        write_page(path, "Few-shot accuracy", ", ".join(row.name for row in rows), sections(rows))

@@ -12,7 +12,8 @@ from smkd.classify.scored import Scored, Threshold
 from smkd.errors import ConfigError
 from smkd.fewshot import intervals
 from smkd.files import explained
-from smkd.viz.report import ReportSection, write_report
+from smkd.viz.page import PageSection, write_page
+from smkd.viz.style import RULE, SERIES, panel
 
 SHOWN_MIX_UPS = 5
 SHOWN_MISTAKES = 48
@@ -72,20 +73,20 @@ def save_page(path: Path, scored: Scored, about: str) -> None:
         ConfigError: the page cannot be written.
     """
     with explained(path, ConfigError, option="--report"):
-        write_report(path, TITLE, about, _sections(scored))
+        write_page(path, TITLE, about, _sections(scored))
 
 
-def _sections(scored: Scored) -> list[ReportSection]:
+def _sections(scored: Scored) -> list[PageSection]:
     wrong = len(scored.mistakes)
     sections = [
-        ReportSection(
+        PageSection(
             "How often it is right",
             f"{percent(scored.mean)} in the mean over {len(scored.by_class)} classes ({_between(scored.interval)}); "
             f"{percent(scored.accuracy)} of all {len(scored.images)} photographs "
             f"({_between(scored.accuracy_interval)}). The worst class comes first.",
             table=_class_table(scored),
         ),
-        ReportSection(
+        PageSection(
             "How sure it is",
             f"The mean probability of the answers is {scored.confidence.mean():.2f}, and {scored.accuracy:.2f} of them "
             f"are right. The calibration error is {scored.calibration_error:.2f}; 0 is best.",
@@ -96,13 +97,13 @@ def _sections(scored: Scored) -> list[ReportSection]:
     rows = [found for reject in THRESHOLDS if (found := scored.threshold(reject)) is not None]
     if rows:
         auroc = "" if scored.auroc is None else f" AUROC: {scored.auroc:.2f}; 0.5 is a guess, 1 is best."
-        sections.append(ReportSection(
+        sections.append(PageSection(
             "'None of these'",
             f"What each threshold of --reject keeps, how much of that is right, and what it catches.{auroc}",
             table=_threshold_table(rows),
         ))  # fmt: skip
     more = f" The {SHOWN_MISTAKES} surest are shown." if wrong > SHOWN_MISTAKES else ""
-    sections.append(ReportSection(
+    sections.append(PageSection(
         f"Mistakes: {wrong}", f"The surest answers come first.{more}" if wrong else "There are none.",
         photographs=[(scored.images[place], _mistake(scored, place))
                      for place in scored.mistakes[:SHOWN_MISTAKES]],
@@ -140,11 +141,9 @@ def _mistake(scored: Scored, place: int) -> str:
 
 
 def _calibration(scored: Scored) -> Figure:
-    figure = Figure(figsize=(3.6, 3.2), layout="constrained")
-    axes = figure.add_subplot()
+    labels = {"xlabel": "probability of the answer", "ylabel": "share that is right"}
+    figure, axes = panel(3.8, 3.4, xlim=(0, 1.02), ylim=(0, 1.02), **labels)
     groups = scored.calibration_groups
-    axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-    axes.plot([each.confidence for each in groups], [each.accuracy for each in groups], "o-", color="#0072b2")
-    axes.set(xlabel="probability of the answer", ylabel="share that is right", xlim=(0, 1.02), ylim=(0, 1.02))
-    axes.spines[["top", "right"]].set_visible(False)
+    axes.plot([0, 1], [0, 1], color=RULE, linewidth=1)
+    axes.plot([each.confidence for each in groups], [each.accuracy for each in groups], "o-", color=SERIES[0])
     return figure
