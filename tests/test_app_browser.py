@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from classify_data import support_and_rest
+from contrast import FAINT
 from smkd.classify import FewShotClassifier
 
 pytestmark = pytest.mark.slow
@@ -145,30 +146,6 @@ def painted(picture: Locator) -> bool:
     picture.evaluate("image => image.scrollIntoView()")  # one far below is only asked for when it comes near
     picture.wait_for()
     return bool(picture.evaluate("async image => { await image.decode(); return image.naturalWidth > 100 }"))
-
-
-FAINT = """() => {
-  const parts = color => color.match(/[\\d.]+/g).map(Number)
-  const luminance = color => parts(color).slice(0, 3).map(v => v / 255)
-    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0)
-  const ground = e => {
-    for (; e; e = e.parentElement) {
-      const color = getComputedStyle(e).backgroundColor
-      if (parts(color).length < 4 || parts(color)[3] > .9) return color
-    }
-    return 'rgb(255, 255, 255)'
-  }
-  const found = []
-  for (const e of document.querySelectorAll('main *')) {
-    const own = [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
-    if (!own || !e.checkVisibility() || e.disabled) continue
-    const [low, high] = [getComputedStyle(e).color, ground(e)].map(luminance).sort((a, b) => a - b)
-    if ((high + .05) / (low + .05) < 4.5) found.push(e.outerHTML.slice(0, 200))
-  }
-  return found
-}"""
-"""Elements whose text has a contrast below 4.5 to 1 (WCAG 2.2, 1.4.3)."""
 
 
 def test_from_photographs_to_a_file_that_predicts(page: Page, place: Path, tmp_path: Path) -> None:

@@ -1,8 +1,12 @@
-"""README and docs name what exists: links, files, verbs with their options, settings, and each file of the package."""
+"""README and docs name what exists: links, files, verbs with their options, settings, and each file of the package.
+
+Every line of a block that begins with `smkd` is one that the command line takes, with values, recipe and settings.
+"""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from types import UnionType
@@ -14,7 +18,9 @@ from pydantic import BaseModel
 
 import smkd
 from smkd.cli import app
+from smkd.config import loading
 from smkd.config.run_config import RunConfig
+from smkd.errors import SmkdError
 
 ROOT, SOURCE = Path(__file__).parents[1], Path(smkd.__file__).parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")]
@@ -115,6 +121,42 @@ def wrong_settings(text: str) -> list[str]:
     return [name for name in named if not is_setting(RunConfig, name.split("."))]
 
 
+def typed(text: str) -> Iterator[str]:
+    """What stands after `smkd` in the lines of a page's blocks that a shell would run."""
+    for language, block in re.findall(r"^```([^\n]*)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        for line in re.sub(r"\\\n\s*", "", block).splitlines() if language in ("", "bash", "sh") else ():
+            if found := re.match(r"\s*(?:exec |[A-Z_]+=\S+ )*smkd ([a-z].*)", line):
+                yield found[1]
+
+
+def refusal(words: list[str]) -> str | None:
+    """What the command line or the settings say against words, without running them."""
+    command: Any = typer.main.get_command(app)
+    try:
+        while (below := getattr(command, "commands", None)) and words and not words[0].startswith("-"):
+            command, words = below[words[0]], words[1:]
+        given = command.make_context(command.name, list(words)).params
+        recipe, settings = given.get("recipe"), given.get("settings") or ()
+        # a name in capitals and a file stand for the reader's own
+        if recipe and not recipe.isupper() and not recipe.endswith(".yaml"):
+            loading.resolve(recipe, settings, command.name if command.name in ("pretrain", "distill") else None)
+    except Exception as error:
+        if isinstance(error, (KeyError, SmkdError)) or hasattr(error, "exit_code"):
+            return f"{type(error).__name__}: {error}"
+        raise
+    return None
+
+
+def wrong_lines(text: str) -> list[str]:
+    """Lines of the blocks that smkd would refuse: a value, an argument that is missing, a recipe, its settings."""
+    found = {}
+    for line in typed(text):
+        words = shlex.split(re.split(r"\s(?:#|[|;>]|&&)(?:\s|$)", line)[0].rstrip("'"))
+        if "..." not in words:
+            found[line] = refusal(words)
+    return [f"{line}: {why}" for line, why in found.items() if why]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
@@ -122,6 +164,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
     assert wrong_files(text) == []
     assert wrong_commands(text) == []
     assert wrong_settings(text) == []
+    assert wrong_lines(text) == []
 
 
 @pytest.mark.parametrize(
@@ -135,6 +178,11 @@ def test_what_a_page_names_exists(page: Path) -> None:
         (wrong_commands, "```\nsmkd eval x.h5 --shot 1  # smkd nothing\n```", "```\nsmkd eval x.h5 --shots 1\n```"),
         (wrong_settings, "`data.cache=mmap objective.terms.koleo=0.1 data.sampler=null`", "`data.caches=mmap`"),
         (wrong_settings, "`data.sampler.classes=8`", "`data.sampler.kinds=8`"),
+        (wrong_lines, "```\nsmkd eval RUN --split val  # words\n```", "```\nsmkd eval RUN --split vals\n```"),
+        (wrong_lines, "```\nsmkd fit photos -o clf.smkd | cat\n```", "```bash\nsmkd fit photos\n```"),
+        (wrong_lines, "```\nsmkd features R --recipe folder-distill -o x.h5\n```", "```\nsmkd bench patterns\n```"),
+        (wrong_lines, "```\nsmkd pretrain fc100-pretrain epochs=9\n```", "```\nsmkd distill fc100-pretrain\n```"),
+        (wrong_lines, "```\nsmkd recipes show adapt\n```", "```\nsmkd pretrain fc100-pretrain epochs=no\n```"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_found(check: Any, right: str, wrong: str) -> None:

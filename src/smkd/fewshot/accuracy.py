@@ -176,7 +176,8 @@ def evaluate(
             tensor.
         labels: [images], integers or text: an array, a tensor, a list, a Series or a frame of one column.
         head: name with options as in 'knn:neighbours=3', or any callable as `smkd.fewshot.head` describes.
-        way, shot: classes per episode, support images per class.
+        way: classes per episode.
+        shot: support images of each class.
         query: queries per class, or 'all' for every image outside the support.
         episodes: how many.
         seed: same seed, same episodes.
