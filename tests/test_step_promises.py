@@ -117,22 +117,6 @@ def test_a_new_optimiser_moves_nothing_and_rates_are_set_by_group() -> None:
         assert everything == sorted(name for name, each in student.named_parameters() if each.requires_grad)
 
 
-def test_layers_have_rates_that_fall_towards_the_image() -> None:
-    """The rate of the final norm is the step's; each layer before it has `layer_decay` times that of the next."""
-    config = made("optim.layer_decay=0.5", "optim.lr=1e-3", "optim.head_lr=1e-2")
-    student = StudentTeacher(config, 4).student
-    optimiser = make_optimizer(student, CPU, config)
-    set_rates(optimiser, dataclasses.replace(rates_at(config, 0, 1), lr=0.8))
-    rate = {id(each): group["lr"] for group in optimiser.param_groups for each in group["params"]}
-    found = {name: rate[id(each)] for name, each in student.named_parameters() if each.requires_grad}
-    for name, expected in {
-        "backbone.norm.weight": 0.8, "backbone.blocks.1.mlp.fc1.weight": 0.4, "backbone.blocks.0.attn.qkv.bias": 0.2,
-        "backbone.pos_embed": 0.1, "backbone.mask_token": 0.1, "backbone.patch_embed.proj.bias": 0.1,
-        "head.last_layer.weight_v": 8.0,
-    }.items():  # fmt: skip
-        assert found[name] == pytest.approx(expected), name
-
-
 def test_heads_have_a_rate_of_their_own() -> None:
     """Adam's first step moves each weight by its rate, less what rounding makes of small gradients."""
     config = made("optim.lr=1e-4", "optim.head_lr=1e-2", "optim.warmup_epochs=0", "optim.weight_decay=0")
@@ -147,7 +131,7 @@ def test_heads_have_a_rate_of_their_own() -> None:
     assert max(heads) > 50 * max(backbone)
 
 
-GROUPINGS = ("optim.head_lr=null", "optim.head_lr=1e-2", "optim.layer_decay=0.5", "optim.layer_decay=0.9")
+GROUPINGS = ("optim.head_lr=null", "optim.head_lr=1e-2", "optim.head_lr=2e-2")
 
 
 @pytest.mark.parametrize(("first", "second"), [*itertools.permutations(GROUPINGS, 2)])

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from smkd.api import logged_pictures
 from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import configured_spec, open_source, open_split
@@ -99,7 +100,8 @@ def adapt(
         SmkdError: wrong settings, data or weights; the message is one line that says what to change.
     """
     config, held_out = planned(data, out, backbone, settings, heads)
-    run = launch(config, FewShotValidation() if held_out == "classes" else HeldOutImages())
+    evaluator = (FewShotValidation if held_out == "classes" else HeldOutImages)(logged_pictures)
+    run = launch(config, evaluator)
     best = checkpoint.find_checkpoint(run)
     return Adapted(
         run, held_out, config.evaluation.split, int(checkpoint.load_checkpoint(best)["epoch"]),

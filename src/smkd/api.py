@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL.Image import Image
 
 from smkd import distributed
 from smkd.config.loading import changed, resolve
@@ -113,6 +114,7 @@ class Opened:
         stream: features batch by batch, or None for a feature file.
         unused: what was given and has no effect on it, such as 'recipe=debug-pretrain', and why.
         tried: blocks and parts to measure one by one, all of which are in the stream's features.
+        checkpoint: which file of a run it is, and after which epoch; empty for what is no checkpoint.
     """
 
     name: str
@@ -121,6 +123,7 @@ class Opened:
     stream: Stream | None
     unused: Mapping[str, str] = field(default_factory=dict)
     tried: tuple[FeaturesConfig, ...] = ()
+    checkpoint: str = ""
 
     def features(self) -> Features:
         """All features; those of a file are mapped into memory."""
@@ -181,6 +184,7 @@ def _open(
         unused = _unused(words, ("recipe", "network"), f"'{name}' is a feature file")
         return replace(_open_file(str(expanded(name)), given), unused=unused)
     source: VisionTransformer | Literal["pixels"] = "pixels"
+    checkpoint = ""
     digest, unused = "", dict[str, str]()
     if name in ("pixels", "random"):
         if recipe is None:
@@ -200,6 +204,8 @@ def _open(
             print(printable(line), file=sys.stderr)
         config = changed(config, given)
         digest = sha256(file)
+        if "epoch" in state and MARK not in state:
+            checkpoint = f"{file}, after epoch {state['epoch']}"
     tried: list[FeaturesConfig] = []
     if every:
         if isinstance(source, str):
@@ -209,7 +215,9 @@ def _open(
     _check_data(name, config)
     protocol = config.evaluation
     stream = _stream(source, config, protocol)
-    return Opened(name, _about(source, name, config, stream, digest), protocol, stream, unused, tuple(tried))
+    return Opened(
+        name, _about(source, name, config, stream, digest), protocol, stream, unused, tuple(tried), checkpoint
+    )
 
 
 PIXELS_WITHOUT = (
@@ -295,7 +303,14 @@ def _train(config: RunConfig, phase: str, images: GivenImages | None) -> Path:
         # others who read the run may not have the data set
         spec = configured_spec(config.data)
         config = changed(config, {"data": {"mean": spec.mean, "std": spec.std}})
-    return launch(config, FewShotValidation())
+    return launch(config, FewShotValidation(logged_pictures))
+
+
+def logged_pictures(backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, Image]:
+    """What TensorBoard shows of a run beside its numbers (`smkd.viz.validation_pictures`)."""
+    from smkd.viz.validation_pictures import validation_pictures  # loads matplotlib
+
+    return validation_pictures(backbone, config, device)
 
 
 def _with_images(config: RunConfig, images: GivenImages) -> RunConfig:

@@ -170,6 +170,11 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
+def millions(count: int) -> str:
+    """A number of parameters in words, with two digits at least, such as 0.16 M."""
+    return f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count / 1e6:.2g} M"
+
+
 def printable(text: str) -> str:
     """The text on one line: line ends, control characters and those that turn the direction of writing are escaped."""
     return UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

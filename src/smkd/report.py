@@ -19,12 +19,12 @@ from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
 from smkd.data.images import Images
 from smkd.data.sources import opened_once
-from smkd.engine.runs import run_summary
+from smkd.engine.runs import next_steps, run_summary
 from smkd.errors import ConfigError, SmkdError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.features import Features, pixel_stream
 from smkd.fewshot.validation import backbone_features
-from smkd.files import explained
+from smkd.files import explained, millions
 from smkd.viz import figures
 from smkd.viz.curves import read_history, run_curves
 from smkd.viz.embedding import embedding_figure, embedding_image, project
@@ -183,8 +183,8 @@ def _lead(story: Story) -> str:
     if story.stages:
         backbone = story.stages[-1].encoder.backbone
         assert backbone is not None
-        millions = sum(each.numel() for each in backbone.parameters()) / 1e6
-        size = f"A Vision Transformer of {millions:.2g} M parameters with patches of {config.model.patch_size} pixels"
+        size = millions(sum(each.numel() for each in backbone.parameters()))
+        size = f"A Vision Transformer of {size} parameters with patches of {config.model.patch_size} pixels"
     done = f"{summary.epoch} of {summary.epochs} epochs"
     done += "" if summary.state == "complete" else f" ({summary.state})"
     classes = ""
@@ -396,17 +396,3 @@ def _as_typed(command: str) -> str:
 
 def _next(story: Story) -> PageSection:
     return PageSection("What to do next", "\n".join(next_steps(story.runs[-1], story.configs[-1])))
-
-
-def next_steps(run: Path, config: RunConfig) -> list[str]:
-    """What follows a run, a command and its use a line."""
-    steps = []
-    if config.phase == "pretrain":
-        recipe = (config.recipe or "folder-pretrain").replace("-pretrain", "-distill")
-        steps.append(f"smkd distill {recipe} init={run}   phase 2, with labels")
-    steps += [
-        f"smkd eval {run} --shot 1 --shot 5   accuracy on unseen classes, with its interval",
-        f"smkd fit SUPPORT_DIR -o clf.smkd --backbone {run}   a classifier of your own classes",
-        f"smkd app --backbone {run}   the same in the browser",
-    ]
-    return steps

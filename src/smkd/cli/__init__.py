@@ -7,9 +7,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from smkd.cli import backbone, classifier, classify, data, fewshot, plot, training, weights
 from smkd.cli.output import say
@@ -38,23 +39,49 @@ VERBS: tuple[tuple[str, Callable[..., None], str], ...] = (
     ("demo", training.demo, "-o demo"),
     ("bench", training.bench, "mini-imagenet-distill batch_size=8"),
     ("runs", training.runs, "runs"),
+    ("watch", training.watch, "runs/one"),
     ("report", plot.report, "runs/one runs/two -o report.html"),
 )
 """Name, function, and the words of an example, which its help shows."""
+
+
+class _Plain:
+    """A command whose help shows flags without a type."""
+
+    def get_params(self, ctx: Any) -> Any:
+        """Options and arguments."""
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for each in params:
+            if getattr(each, "is_flag", False):
+                each.metavar = ""
+        return params
+
+
+class Command(_Plain, TyperCommand):
+    """A verb."""
+
+
+class Group(_Plain, TyperGroup):
+    """Verbs below a word."""
+
+
 app = typer.Typer(
-    name="smkd", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    name="smkd", cls=Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Few-shot image classification with Vision Transformers, in two phases.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )  # fmt: skip
 for name, function, example in VERBS:
     app.command(name, epilog=f"Example: smkd {name} {example}".rstrip())(function)
-app.add_typer(training.recipes_app, name="recipes", invoke_without_command=True)
+app.add_typer(training.recipes_app, name="recipes", cls=Group, invoke_without_command=True)
 for name, function, example in plot.PICTURES:
     plot.plot_app.command(name, epilog=f"Example: smkd plot {name} {example}")(function)
-app.add_typer(plot.plot_app, name="plot")
+app.add_typer(plot.plot_app, name="plot", cls=Group)
 data.data_app.command("verify")(data.verify)
 data.data_app.command("stats")(data.stats)
-app.add_typer(data.data_app, name="data")
+app.add_typer(data.data_app, name="data", cls=Group)
+for verbs in (app, training.recipes_app, plot.plot_app, data.data_app):
+    for each in verbs.registered_commands:
+        each.cls = Command
 
 
 def _print_version(wanted: bool) -> None:

@@ -103,6 +103,7 @@ Heads = Annotated[list[str] | None, typer.Option("--head", help=f"Few-shot class
 Base = Annotated[Path | None, typer.Option(help="Feature file of the training classes, for simpleshot:transform=cl2n.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the results here."), JSON]
 Markdown = Annotated[bool, typer.Option("--markdown", help="Print the table as Markdown.")]
+Latex = Annotated[bool, typer.Option("--latex", help="Print the table as LaTeX.")]
 
 
 @verb()
@@ -196,6 +197,7 @@ def evaluate(
     accelerator: Accelerator = "auto",
     json_file: Json = None,
     markdown: Markdown = False,
+    latex: Latex = False,
     figures: Annotated[Path | None, typer.Option(help="Folder for pictures of the results."), PICTURES] = None,
     figure_format: Annotated[PictureFormat, typer.Option(help="Format of the pictures.")] = PictureFormat.png,
     report: Annotated[Path | None, typer.Option(help="HTML page with the table and the pictures."), PAGE] = None,
@@ -225,13 +227,14 @@ def evaluate(
                 wanted = _protocol(each.protocol, protocol, {**given, "way": count, "head": name})
                 results += evaluate_features(_placed(values, accelerator), wanted, base_mean)
         rows.append(measured.Measured(each.name, each.about, results))
+    _name_checkpoints(opened)
     if json_file is not None:
         write_json(json_file, {"results": measured.records(rows)})
     if figures is not None:
         measured.save_figures(figures, rows, figure_format.value)
     if report is not None:
         measured.save_report(report, rows)
-    _print(measured.results_table(rows), measured.conditions(rows), markdown)
+    _print(measured.results_table(rows), measured.conditions(rows), markdown, latex)
 
 
 @verb()
@@ -258,6 +261,7 @@ def compare(
     accelerator: Accelerator = "auto",
     json_file: Json = None,
     markdown: Markdown = False,
+    latex: Latex = False,
 ) -> None:
     """Which of two is better, on the same episodes, with the 95 % interval of the difference."""
     from smkd import api
@@ -302,7 +306,7 @@ def compare(
             {"first": names[0], "second": names[1], "comparisons": [each.as_dict() for each in comparisons],
              "results": measured.records(rows)},
         )  # fmt: skip
-    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown)
+    _print(measured.comparison_table(names, comparisons), measured.conditions(rows[:1]), markdown, latex)
     for each in comparisons:
         console.print(f"{each.way}-way {each.shot}-shot: {each.verdict(*names)}")
 
@@ -367,12 +371,23 @@ def _base_mean(base: Path | None) -> Tensor | None:
     return None if base is None else read_features(base).values.mean(dim=0)
 
 
-def _print(table: Any, conditions: list[str], markdown: bool) -> None:
+def _name_checkpoints(opened: list[Opened]) -> None:
+    """Say which file of each run is measured: its best, else its last."""
     from smkd.engine.log import console
-    from smkd.viz.measured import markdown_table, rich_table
 
-    if markdown:
-        typer.echo(markdown_table(table))
+    for each in opened:
+        if each.checkpoint:
+            console.print(f"{each.name}: {each.checkpoint}")
+
+
+def _print(table: Any, conditions: list[str], markdown: bool, latex: bool) -> None:
+    from smkd.engine.log import console
+    from smkd.viz.measured import latex_table, markdown_table, rich_table
+
+    if markdown and latex:
+        raise ConfigError("--markdown and --latex are two forms of one table; leave one out")
+    if markdown or latex:
+        typer.echo(latex_table(table) if latex else markdown_table(table))
     else:
         console.print(rich_table(table))
     for line in conditions:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -110,6 +111,21 @@ def runs(
         write_json(json_file, [each.as_dict() for each in found])
 
 
+@verb()
+def watch(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, which may go on elsewhere.")],
+    once: Annotated[bool, typer.Option("--once", help="Print it once and stop.")] = False,
+) -> None:
+    """Follow a run: curves, images a second, time left, validations. Ctrl-C stops looking, not the run."""
+    from smkd.engine.watch import follow, state_of
+
+    if once or not sys.stdout.isatty():
+        for line in state_of(run):
+            say(line)
+    else:
+        follow(run)
+
+
 _RUN_COLUMNS = ("run", "recipe", "data", "epochs", "best validation", "hours", "device", "state")
 
 
@@ -122,7 +138,10 @@ def _run_row(run: RunSummary) -> tuple[str, ...]:
 
 
 def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "distill"], only_look: bool) -> None:
+    if sys.stdout.isatty() and is_first_rank():
+        say(f"smkd {phase} {recipe}")  # before PyTorch loads
     from smkd import api
+    from smkd.engine.runs import next_steps
 
     config = api.resolve(recipe, settings or [], phase)
     if only_look:
@@ -135,6 +154,9 @@ def _train(recipe: str, settings: list[str] | None, phase: Literal["pretrain", "
     run = api.pretrain(config) if phase == "pretrain" else api.distill(config)
     if is_first_rank():
         say(f"run folder: {run}")
+        say("next:")
+        for line in next_steps(run, config):
+            say(f"  {line}")
 
 
 if TYPE_CHECKING:
@@ -239,6 +261,7 @@ def bench(
     from smkd.engine.bench import busy_processes
     from smkd.engine.bench import measure_steps as measure
     from smkd.engine.log import console
+    from smkd.files import millions
     from smkd.viz.measured import rich_table
 
     earlier = None if against is None else _read(against)
@@ -247,7 +270,7 @@ def bench(
     if json_file is not None:
         write_json(json_file, found.as_dict())
     console.print(
-        f"{found.recipe}, batch {found.batch_size}, {found.parameters / 1e6:.1f} M parameters, {found.data}; "
+        f"{found.recipe}, batch {found.batch_size}, {millions(found.parameters)} parameters, {found.data}; "
         f"{found.device}, {found.precision}, PyTorch {found.torch}, {found.threads} threads"
         + (f", beside {load} busy processes" if load else "")
     )

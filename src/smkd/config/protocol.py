@@ -77,6 +77,8 @@ class ValidationConfig(ProtocolConfig):
     patience: Count = 0
     """Stop after so many validations without a gain; 0 never stops. With it the weights that the run starts from are
     measured as well, and stay the best if nothing beats them."""
+    pictures: bool = True
+    """Also show crops, attention and matched patches in TensorBoard and on Weights & Biases."""
     split: Literal["val"] = "val"
     episodes: Positive = 1_000
     resize: Positive = 256

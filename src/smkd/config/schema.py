@@ -330,8 +330,6 @@ class OptimConfig(Section):
     head_lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate of the projection head and the supervised classifier, which start from nothing where the
     backbone has been trained; it follows the schedule of `lr`. null is `lr`."""
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Factor by which the backbone's learning rate is lower in each block than in the block behind it (BEiT)."""
     warmup_epochs: Count = 10
     """Epochs in which the learning rate grows from 0 to `lr`."""
     weight_decay: Weight = 0.04

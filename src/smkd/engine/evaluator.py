@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+from PIL.Image import Image
 
 from smkd import distributed
 from smkd.config.run_config import RunConfig
@@ -38,6 +39,9 @@ class Evaluator(Protocol):
 
     def score(self, shares: Sequence[Any], config: RunConfig) -> dict[str, float]:
         """From what each process extracted, in rank order: names and numbers, the first of which selects the best."""
+
+    def pictures(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, Image]:
+        """What the log shows beside the scores, by name; may be empty."""
 
 
 def measure_together(

@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from PIL.Image import Image
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from smkd import __version__
@@ -143,6 +145,18 @@ class RunLog:
         if self.wandb is not None:
             self.wandb.log(numbers, step=step)
 
+    def show(self, pictures: Mapping[str, Image], step: int) -> None:
+        """Pictures by name, for TensorBoard and W&B."""
+        if not self.active:
+            return
+        with explained(self.out / "tensorboard", SmkdError):
+            for name, picture in pictures.items():
+                self.tensorboard.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        if self.wandb is not None:
+            import wandb
+
+            self.wandb.log({name: wandb.Image(picture) for name, picture in pictures.items()}, step=step)
+
     def say(self, text: str) -> None:
         """A line on the console."""
         if self.active:
@@ -156,7 +170,7 @@ class RunLog:
             return
         columns = (
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
-            TimeRemainingColumn(),
+            TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
         )  # fmt: skip
         with Progress(*columns, console=console) as progress:
             self.progress = progress

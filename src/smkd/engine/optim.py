@@ -87,23 +87,21 @@ def grouped(student: Network, config: RunConfig) -> list[ParameterGroup]:
     """The parameters that a run of this configuration trains, in the optimiser's groups and order.
 
     Weight decay applies to none that is a bias or has one dimension. The heads are groups of their own where they
-    have a rate of their own, and so is each layer of the backbone where the rate falls from layer to layer.
+    have a rate of their own.
     """
-    optim, depth = config.optim, len(student.backbone.blocks)
+    own = None if config.optim.head_lr is None else config.optim.head_lr / config.optim.lr
+    depth = len(student.backbone.blocks)
     frozen = -1 if config.model.last_trained is None else depth - config.model.last_trained
-    groups: dict[tuple[bool, int, bool], ParameterGroup] = {}
+    groups: dict[tuple[bool, bool], ParameterGroup] = {}
     for name, parameter in student.named_parameters():
-        of_head, layer, factor = not name.startswith(BACKBONE), depth + 1, 1.0
-        if not of_head:
-            layer = layer_of(name.removeprefix(BACKBONE), depth)
-            factor = optim.layer_decay ** (depth + 1 - layer)
-        elif optim.head_lr is not None:
-            factor = optim.head_lr / optim.lr
-        if layer <= frozen or (config.head.fixed_norm and name.endswith("weight_g")):
+        of_head = not name.startswith(BACKBONE)
+        if not of_head and layer_of(name.removeprefix(BACKBONE), depth) <= frozen:
             continue
+        if config.head.fixed_norm and name.endswith("weight_g"):
+            continue
+        apart, factor = (True, own) if of_head and own is not None else (False, 1.0)
         decayed = is_decayed(name, parameter)
-        key = (of_head and optim.head_lr is not None, 0 if optim.layer_decay == 1 else layer, not decayed)
-        groups.setdefault(key, ParameterGroup({}, factor, decayed)).named[name] = parameter
+        groups.setdefault((apart, not decayed), ParameterGroup({}, factor, decayed)).named[name] = parameter
     return [groups[key] for key in sorted(groups)]
 
 

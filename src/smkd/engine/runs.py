@@ -128,3 +128,18 @@ def run_differences(first: Path, second: Path) -> list[str]:
             raise ConfigError(f"'{folder}' is no run: it holds no {MARKS[0]}")
     one, other = (loading.load_config(folder / MARKS[0]) for folder in (first, second))
     return [*loading.differences(one, other), *loading.differences(one, other, free=True)]
+
+
+def next_steps(run: Path, config: RunConfig) -> list[str]:
+    """What follows a run, a command and its use a line."""
+    steps = []
+    if config.phase == "pretrain":
+        recipe = (config.recipe or "folder-pretrain").replace("-pretrain", "-distill")
+        data = "" if config.data.root is None else f" data={config.data.root}"
+        steps.append(f"smkd distill {recipe}{data} init={run}   phase 2, with labels")
+    steps += [
+        f"smkd eval {run} --shot 1 --shot 5   accuracy on unseen classes, with its interval",
+        f"smkd fit SUPPORT_DIR -o clf.smkd --backbone {run}   a classifier of your own classes",
+        f"smkd app --backbone {run}   the same in the browser",
+    ]
+    return steps

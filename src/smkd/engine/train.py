@@ -37,6 +37,7 @@ from smkd.engine.step import Learner
 from smkd.engine.stopping import SAVE, Interrupted, Watch, stopped
 from smkd.engine.writer import Writer
 from smkd.errors import ConfigError, DataError, SmkdError, Stopped
+from smkd.files import millions
 from smkd.weights.load import MARK
 
 ADVICE = "try resume_with=precision=fp32, a lower resume_with=optim.lr=..., or resume_with=head.fixed_norm=true"
@@ -249,8 +250,7 @@ class Run:
                 validation = ["validation is off: no classes; validation.data=<labelled folder> measures on others"]
         for line in (describe(config.data), *validation, *self.notes, *cache):
             log.say(line)
-        millions = sum(p.numel() for p in backbone.parameters()) / 1e6
-        autocast = self.learner.autocast
+        size, autocast = millions(sum(p.numel() for p in backbone.parameters())), self.learner.autocast
         precision = "float32" if autocast is None else str(autocast).removeprefix("torch.")
         start = f"from {'random weights' if config.starts_random else config.init}"
         if self.resumed is not None:
@@ -258,7 +258,7 @@ class Run:
             start = f"resumed at epoch {self.epoch}{within} from {self.resumed.path}"
         log.say(
             f"{config.recipe or config.phase}: {len(images)} images {classes}, "
-            f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {millions:.1f} M parameters, "
+            f"{self.sampler.steps} steps an epoch, {config.epochs} epochs; ViT of {size} parameters, "
             f"{self.device.type} {precision} x {distributed.world_size()}; {start}"
         )
 
@@ -361,6 +361,8 @@ class Run:
             return None
         log.write("validation", self.step, {"epoch": epoch, **measured})
         log.say(f"epoch {epoch}: validation {scores_in_words(measured)}")
+        if log.active and self.config.validation.pictures:
+            log.show(self.evaluator.pictures(backbone, self.config, self.device), self.step)
         return next(iter(measured.values()))
 
 

@@ -5,12 +5,13 @@ For the second, the head learns once from all training images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from smkd import distributed
 from smkd.config.protocol import FeaturesConfig, ProtocolConfig
@@ -87,7 +88,26 @@ def _narrowed(features: Features, wide: FeaturesConfig, chosen: FeaturesConfig) 
     return replace(features, values=narrowed(features.values, wide, chosen))
 
 
-class FewShotValidation:
+Draw = Callable[[VisionTransformer, RunConfig, torch.device], dict[str, Image]]
+"""Pictures by name, for the log."""
+
+
+class _Pictured:
+    """An evaluator whose pictures are logged.
+
+    Args:
+        draw: makes them; None makes none.
+    """
+
+    def __init__(self, draw: Draw | None = None) -> None:
+        self.draw = draw
+
+    def pictures(self, backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, Image]:
+        """See `smkd.engine.evaluator.Evaluator`."""
+        return {} if self.draw is None else self.draw(backbone, config, device)
+
+
+class FewShotValidation(_Pictured):
     """Evaluator for the training loop: accuracy per number of shots on validation classes."""
 
     def check(self, config: RunConfig) -> None:
@@ -124,7 +144,7 @@ class FewShotValidation:
         return scores
 
 
-class HeldOutImages:
+class HeldOutImages(_Pictured):
     """Evaluator for the training loop if training and validation images have the same classes."""
 
     def check(self, config: RunConfig) -> None:

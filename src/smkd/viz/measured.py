@@ -38,6 +38,23 @@ def markdown_table(rows: Rows) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [header, rule, *body])
 
 
+LATEX = str.maketrans({
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}",
+})  # fmt: skip
+
+
+def latex_table(rows: Rows) -> str:
+    """For papers; needs the package booktabs."""
+    header, *body = [[printable(cell).translate(LATEX).replace("±", r"$\pm$") for cell in row] for row in rows]
+    lines = [" & ".join(row) + r" \\" for row in (header, *body)]
+    columns = "l" + "r" * (len(header) - 1)
+    return "\n".join([
+        rf"\begin{{tabular}}{{{columns}}}", r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule",
+        r"\end{tabular}",
+    ])  # fmt: skip
+
+
 class Measured(NamedTuple):
     """Results of one source of features.
 
