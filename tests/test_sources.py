@@ -6,6 +6,7 @@ import importlib.util
 import os
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -177,6 +178,31 @@ def test_forms_that_stand_side_by_side_cost_no_extra(tmp_path: Path) -> None:
     (root / "old.tar").write_bytes(b"")
     (root / ".hidden").mkdir()
     assert "folders train, val, test with class folders" in open_dataset(root).description
+
+
+@pytest.mark.parametrize("folder", ["pictures", "images/pictures"])
+def test_a_table_asks_the_system_about_no_single_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    table = make_table(tmp_path / "data")
+    if folder != "pictures":
+        (tmp_path / "data" / "images").mkdir()
+        (tmp_path / "data" / "pictures").rename(tmp_path / "data" / folder)
+    asked: Counter[str] = Counter()
+    stat = os.stat
+
+    def counted(path: str, *args: object, **options: object) -> os.stat_result:
+        asked[os.fspath(path)] += str(path).endswith(".png")
+        return stat(path, *args, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "stat", counted)
+    listed: Counter[str] = Counter()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.update([os.fspath(path)]), scandir(path))[1])
+    images = open_dataset(table).open("train")
+    assert images.name(0).startswith(str(tmp_path / "data" / folder))
+    assert asked.total() == 0
+    assert set(listed.values()) == {1}
 
 
 def test_links_are_images_too(tmp_path: Path) -> None:
