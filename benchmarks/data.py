@@ -47,9 +47,9 @@ FILLING = 6  # epochs until each worker has loaded what it needs
 CIFAR = {"train": 160, "test": 40}  # images of each of the 100 classes
 
 
-def write_photos(root: Path) -> None:
+def write_photos(root: Path, per_class: int = PER_CLASS) -> None:
     rng = np.random.default_rng(0)
-    for number in range(CLASSES * PER_CLASS):
+    for number in range(CLASSES * per_class):
         smooth = Image.fromarray(rng.integers(0, 256, (30, 30, 3), dtype=np.uint8)).resize((SIDE, SIDE))
         pixels = np.array(smooth) + rng.normal(0, 5, (SIDE, SIDE, 3))
         path = root / "train" / f"class-{number % CLASSES}" / f"{number}.jpg"

@@ -20,6 +20,7 @@ from smkd.data import images as images_file
 from smkd.data import sources, tables
 from smkd.data.datasets import open_split
 from smkd.data.sources import once, opened_once
+from smkd.engine.bench import measure_steps
 
 RUN = ("epochs=2", "batch_size=8", "validation.every=1", "validation.way=2", "validation.shots=[1]",
        "validation.query=1", "validation.episodes=4", "data.dataset=folder")  # fmt: skip
@@ -60,6 +61,24 @@ def test_adapting(tmp_path: Path, looks: Counter[str], split_by: str) -> None:
     words = ["epochs=1", "optim.warmup_epochs=0", f"data.split_by={split_by}"]
     smkd.adapt(root, tmp_path / "run", weights, words)
     assert looks[f"_look {root}"] == 1
+    assert set(looks.values()) == {1}
+
+
+@pytest.mark.parametrize("form", ["tree", "table"])
+def test_measuring_several_networks(tmp_path: Path, looks: Counter[str], form: str) -> None:
+    root, run = FORMS[form](tmp_path / "data"), tmp_path / "run"
+    smkd.pretrain(smkd.resolve("debug-pretrain", [f"data={root}", f"out={run}", *RUN]))
+    looks.clear()
+    words = ["eval", str(run), str(run / "checkpoints" / "last.pt"), "--way", "2", "--shot", "1", "--query", "1"]
+    result = CliRunner().invoke(app, [*words, "--episodes", "4"])
+    assert result.exit_code == 0, result.output
+    assert looks[f"_look {root}"] == 1
+    assert set(looks.values()) == {1}
+
+
+def test_timing_steps(tmp_path: Path, looks: Counter[str]) -> None:
+    root = FORMS["table"](tmp_path / "data")
+    measure_steps(smkd.resolve("debug-pretrain", [f"data={root}", *RUN]), 1)
     assert set(looks.values()) == {1}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -314,3 +315,17 @@ def test_masks_start_late(shape: str) -> None:
         assert mask.shape == (6, 6)
         assert mask.dtype == np.bool_
         assert mask.any() == (epoch >= 3)
+
+
+@pytest.mark.parametrize("balanced", [None, SamplerConfig(classes=100, per_class=4)])
+def test_the_order_of_an_epoch_takes_numbers_and_no_objects(balanced: SamplerConfig | None) -> None:
+    labels = np.arange(200_000, dtype=np.int64) % 500
+    sampler = EpochSampler(labels, 400, seed=0, balanced=balanced)
+    tracemalloc.start()
+    try:
+        epoch = iter(sampler)
+        next(epoch)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert held < 30 * len(labels)  # an object an image would be above 100 bytes

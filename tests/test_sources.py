@@ -6,18 +6,21 @@ import importlib.util
 import os
 import pickle
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 
 from image_forms import CLASSES, FORMS, PER_CLASS, SPLITS, make_classes, make_shards, make_table, make_tree, pixels
 from smkd.config import loading
 from smkd.config.schema import DataConfig
 from smkd.data.datasets import DATASETS, configured_spec, describe, open_split
-from smkd.data.images import FolderImages, Images
+from smkd.data.images import FolderImages, Images, rows_by_label
 from smkd.data.sources import open_dataset
 from smkd.data.splits import split_by_seed
 from smkd.errors import ConfigError, DataError
@@ -93,6 +96,22 @@ def test_a_shard_store_keeps_few_files_open(tmp_path: Path, monkeypatch: pytest.
         i: int(images.load(i).sum()) for i in range(len(images))
     }
     assert len(images.store.open) == 2
+
+
+def test_a_class_of_shards_is_one_string(tmp_path: Path) -> None:
+    for kind in ("cls", None):
+        listing = open_dataset(make_shards(tmp_path / str(kind), kind)).listing
+        assert listing is not None
+        assert len(listing.classes) == len(CLASSES) * PER_CLASS
+        assert len(set(map(id, listing.classes))) == len(CLASSES)
+
+
+@given(st.lists(st.integers(0, 6), max_size=40))
+def test_rows_by_label_are_what_comparisons_find(labels: list[int]) -> None:
+    found = rows_by_label(np.array(labels, dtype=np.int64), 7)
+    assert [rows.tolist() for rows in found] == [
+        [i for i, each in enumerate(labels) if each == one] for one in range(7)
+    ]
 
 
 def test_split_by_seed_is_a_pure_function_of_names_and_seed() -> None:
@@ -177,6 +196,31 @@ def test_forms_that_stand_side_by_side_cost_no_extra(tmp_path: Path) -> None:
     (root / "old.tar").write_bytes(b"")
     (root / ".hidden").mkdir()
     assert "folders train, val, test with class folders" in open_dataset(root).description
+
+
+@pytest.mark.parametrize("folder", ["pictures", "images/pictures"])
+def test_a_table_asks_the_system_about_no_single_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    table = make_table(tmp_path / "data")
+    if folder != "pictures":
+        (tmp_path / "data" / "images").mkdir()
+        (tmp_path / "data" / "pictures").rename(tmp_path / "data" / folder)
+    asked: Counter[str] = Counter()
+    stat = os.stat
+
+    def counted(path: str, *args: object, **options: object) -> os.stat_result:
+        asked[os.fspath(path)] += str(path).endswith(".png")
+        return stat(path, *args, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(os, "stat", counted)
+    listed: Counter[str] = Counter()
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.update([os.fspath(path)]), scandir(path))[1])
+    images = open_dataset(table).open("train")
+    assert images.name(0).startswith(str(tmp_path / "data" / folder))
+    assert asked.total() == 0
+    assert set(listed.values()) == {1}
 
 
 def test_links_are_images_too(tmp_path: Path) -> None:

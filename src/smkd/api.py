@@ -18,6 +18,7 @@ from smkd.config.run_config import RunConfig
 from smkd.data.datasets import GIVEN, configured_spec, give_images, is_of_others, open_split
 from smkd.data.hub import PREFIX as HUB
 from smkd.data.images import SPLITS
+from smkd.data.sources import opened_once
 from smkd.data.torch_dataset import LabelledImages
 from smkd.device import pick_device
 from smkd.engine.launch import launch
@@ -138,11 +139,15 @@ class Opened:
             yield replace(self, name=f"{self.name} {written(each)}", about=about), replace(all_of_them, values=values)
 
 
+@opened_once()
 def open_all(
     sources: Iterable[str | Path], *, recipe: str | None = None, network: Literal["teacher", "student"] | None = None,
     changes: Mapping[str, Any] | None = None, heads: int | None = None, every: bool = False,
 ) -> list[Opened]:  # fmt: skip
-    """Several sources of features, of which each setting that is given has an effect on one; see `open_features`."""
+    """Several sources of features, of which each setting that is given has an effect on one; see `open_features`.
+
+    Images that several are measured on are looked for once.
+    """
     opened = [_open(each, recipe, network, changes or {}, heads, every) for each in sources]
     for given, reason in opened[0].unused.items():
         if all(given in each.unused for each in opened):

@@ -98,7 +98,8 @@ def is_picture(name: str) -> bool:
 
 def is_foreign(name: str) -> bool:
     """Whether a file name has the suffix of a picture that Pillow cannot read here."""
-    return is_picture(name) and suffix(name) not in _read_here()
+    kind = suffix(name)
+    return kind in PICTURES and kind not in _read_here()
 
 
 def suffix(name: str) -> str:

@@ -233,13 +233,20 @@ def chosen_images(
         limit: at most this many images of each class, the first ones.
         left_out: see `StoredImages`.
     """
-    names = sorted({classes[item] for item in items})
+    chosen = [classes[item] for item in items.tolist()]
+    names = sorted(set(chosen))
     number = {name: label for label, name in enumerate(names)}
-    labels = np.array([number[classes[item]] for item in items], dtype=np.int64)
-    groups = [items[labels == label][:limit] for label in range(len(names))]
+    labels = np.fromiter((number[name] for name in chosen), dtype=np.int64, count=len(chosen))
+    groups = [items[rows[:limit]] for rows in rows_by_label(labels, len(names))]
     counts = [len(group) for group in groups]
     labels = np.repeat(np.arange(len(names), dtype=np.int64), counts)
     return StoredImages(store, np.concatenate(groups), labels, names, left_out)
+
+
+def rows_by_label(labels: NDArray[np.int64], count: int) -> list[NDArray[np.int64]]:
+    """Ascending rows of each of the labels 0, 1, ... `count` - 1, in one pass however many these are."""
+    ends = np.cumsum(np.bincount(labels, minlength=count))
+    return np.split(np.argsort(labels, kind="stable"), ends[:-1])
 
 
 def packed(texts: Iterable[str]) -> NDArray[np.bytes_]:

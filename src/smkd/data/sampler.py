@@ -11,6 +11,7 @@ from torch.utils.data import Sampler
 
 from smkd.config.schema import SamplerConfig
 from smkd.data.augment import ORDER, generator
+from smkd.data.images import rows_by_label
 from smkd.errors import ConfigError, DataError
 
 Indices = NDArray[np.int64]
@@ -81,17 +82,18 @@ class EpochSampler(Sampler[list[Pick]]):
     def __iter__(self) -> Iterator[list[Pick]]:
         rng = generator(self.seed, self.epoch, 0, ORDER)
         order = rng.permutation(len(self.labels)) if self.balanced is None else self._balanced_order(rng)
-        picks = [Pick(self.epoch, *pick) for pick in zip(order.tolist(), _occurrences(order).tolist(), strict=True)]
+        times = _occurrences(order)
         share = self.batch_size // (self.world * self.accumulate)
         for step in range(self.start, self.steps):
             for turn in range(self.accumulate):
                 start = step * self.batch_size + (turn * self.world + self.rank) * share
-                yield picks[start : start + share]
+                some = slice(start, start + share)
+                yield [Pick(self.epoch, *pick) for pick in zip(order[some].tolist(), times[some].tolist(), strict=True)]
 
     def _balanced_order(self, rng: np.random.Generator) -> Indices:
         """Batches of different classes, each with its images side by side; classes and images take turns."""
         assert self.balanced is not None
-        images = [np.flatnonzero(self.labels == label) for label in np.unique(self.labels)]
+        images = [rows for rows in rows_by_label(self.labels, 0) if len(rows)]
         class_turns = _Deck(np.arange(len(images)), rng)
         image_turns = [_Deck(members, rng) for members in images]
         order = []

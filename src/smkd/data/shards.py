@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import tarfile
 from collections import OrderedDict
 from functools import lru_cache
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smkd.data.decoding import check_length
-from smkd.data.formats import is_hidden_path, is_picture, nfc
+from smkd.data.formats import is_foreign, is_hidden_path, is_picture, nfc
 from smkd.data.images import SPLITS, packed, readable_images, unpacked
 from smkd.data.tables import LABEL_COLUMNS, Listing
 from smkd.errors import DataError
@@ -30,12 +31,22 @@ OPEN_SHARDS = 64
 
 
 class Shard(NamedTuple):
-    """What one tar holds: a row per image, and the class by key for each kind of label file."""
+    """The images of one tar, in little memory: there may be millions.
 
-    names: list[str]
-    offsets: list[int]
-    sizes: list[int]
-    labels: dict[str, dict[str, str]]
+    Attributes:
+        names: member names, packed.
+        offsets, sizes: int64, where their bytes are.
+        classes: class of each image by kind of label file, and by its folder as the kind ''; empty for none.
+        twice: name of the first image whose key an earlier one has; empty if there is none.
+        foreign: Pillow cannot read some of the images here.
+    """
+
+    names: NDArray[np.bytes_]
+    offsets: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    classes: dict[str, list[str]]
+    twice: str
+    foreign: bool
 
 
 class ShardStore:
@@ -45,15 +56,14 @@ class ShardStore:
         shards: paths of the tar files.
         shard: int32 [images], number of the file each image is in.
         offset, size: int64 [images], where its bytes are in it.
-        names: member name of each image.
+        names: member name of each image, packed.
     """
 
     def __init__(
         self, shards: list[str], shard: NDArray[np.int32], offset: NDArray[np.int64], size: NDArray[np.int64],
-        names: list[str],
+        names: NDArray[np.bytes_],
     ) -> None:  # fmt: skip
-        self.shards, self.shard, self.offset, self.size = shards, shard, offset, size
-        self.names = packed(names)
+        self.shards, self.shard, self.offset, self.size, self.names = shards, shard, offset, size, names
         self._forget()
 
     def __len__(self) -> int:
@@ -95,21 +105,24 @@ def open_shards(paths: list[Path]) -> Listing:
         DataError: not a plain tar, no images in it, images without a class, or a key that holds two images.
     """
     shards = [_index(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    kinds = [kind for kind in LABEL_KINDS if any(kind in shard.labels for shard in shards)]
+    kinds = [kind for kind in LABEL_KINDS if any(kind in shard.classes for shard in shards)]
     classes: list[str] = []
     for path, shard in zip(paths, shards, strict=True):
-        classes += _classes(path, shard, kinds[0] if kinds else None)
+        classes += _classes(path, shard, kinds[0] if kinds else "")
     if not classes:
         raise DataError(f"{_count(paths)} ('{paths[0]}', ...) holds no images; expected <key>.jpg with <key>.cls")
     counts = [len(shard.names) for shard in shards]
-    names = [name for shard in shards for name in shard.names]
-    kept, left_out = readable_images(names, classes, f"'{paths[0]}'" if len(paths) == 1 else f"'{paths[0].parent}'")
+    names = np.concatenate([shard.names for shard in shards])
+    kept, left_out = np.arange(len(classes), dtype=np.int64), list[str]()
+    if any(shard.foreign for shard in shards):
+        place = paths[0] if len(paths) == 1 else paths[0].parent
+        kept, left_out = readable_images([unpacked(names, item) for item in range(len(names))], classes, f"'{place}'")
     store = ShardStore(
         [str(path) for path in paths],
         np.repeat(np.arange(len(paths), dtype=np.int32), counts)[kept],
-        np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64)[kept],
-        np.array([size for shard in shards for size in shard.sizes], dtype=np.int64)[kept],
-        [names[item] for item in kept],
+        np.concatenate([shard.offsets for shard in shards])[kept],
+        np.concatenate([shard.sizes for shard in shards])[kept],
+        names[kept],
     )
     named = [_split(path) for path in paths]
     splits = [split for split, count in zip(named, counts, strict=True) for _ in range(count) if split]
@@ -135,27 +148,24 @@ def _split(path: Path) -> str:
     return found[1] if found else path.parent.name if path.parent.name in SPLITS else ""
 
 
-def _classes(path: Path, shard: Shard, kind: str | None) -> list[str]:
+def _classes(path: Path, shard: Shard, kind: str) -> list[str]:
     """Class of each image of a shard."""
-    classes = []
-    keys: set[str] = set()
-    for name in shard.names:
-        if kind is not None and _key(name) in keys:
-            raise DataError(f"'{path}': two images have the key '{_key(name)}' ('{name}' is the second)")
-        keys.add(_key(name))
-        folder = nfc(os.path.basename(os.path.dirname(name)))
-        found = folder if kind is None else shard.labels.get(kind, {}).get(_key(name))
-        if not found:
-            expected = f"'{_key(name)}.{kind}'" if kind else "a .cls, .json or .txt file, or a class folder"
-            raise DataError(f"'{path}': image '{name}' has no class; expected {expected} in the same shard")
-        classes.append(found)
+    if kind and shard.twice:
+        raise DataError(f"'{path}': two images have the key '{_key(shard.twice)}' ('{shard.twice}' is the second)")
+    classes = shard.classes.get(kind, [""] * len(shard.names))
+    if "" in classes:
+        name = unpacked(shard.names, classes.index(""))
+        expected = f"'{_key(name)}.{kind}'" if kind else "a .cls, .json or .txt file, or a class folder"
+        raise DataError(f"'{path}': image '{name}' has no class; expected {expected} in the same shard")
     return classes
 
 
 @lru_cache(maxsize=1 << 14)
 def _index(path: str, size: int, changed: int) -> Shard:
     """Read the headers of a tar once; `size` and `changed` are there to notice another file of the name."""
-    shard = Shard([], [], [], {})
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
+    labels: dict[str, dict[str, str]] = {}
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
@@ -163,18 +173,33 @@ def _index(path: str, size: int, changed: int) -> Shard:
                     continue
                 if member.offset_data + member.size > size:
                     raise tarfile.ReadError("the file ends early")
-                key, ending = _key(member.name), member.name.rsplit(".", 1)[-1].lower()
+                ending = member.name.rsplit(".", 1)[-1].lower()
                 if is_picture(member.name):
-                    shard.names.append(member.name)
-                    shard.offsets.append(member.offset_data)
-                    shard.sizes.append(member.size)
+                    names.append(member.name)
+                    places.append((member.offset_data, member.size))
                 elif ending in LABEL_KINDS:
                     text = _text(archive, member, path)
                     label = _json_label(text) if ending == "json" else text.strip()
-                    shard.labels.setdefault(ending, {})[key] = nfc(label)
+                    labels.setdefault(ending, {})[_key(member.name)] = nfc(label)
     except (tarfile.TarError, OSError) as error:
         raise DataError(f"'{path}' is not a whole, uncompressed tar file: {error}") from error
-    return shard
+    keys = [_key(name) for name in names]
+    # one string a class, however many images
+    classes = {kind: [sys.intern(of_key.get(key, "")) for key in keys] for kind, of_key in labels.items()}
+    classes[""] = [sys.intern(nfc(os.path.basename(os.path.dirname(name)))) for name in names]
+    twice = _second(names, keys)
+    offsets, sizes = np.array(places, dtype=np.int64).reshape(-1, 2).T
+    return Shard(packed(names), offsets, sizes, classes, twice, any(map(is_foreign, names)))
+
+
+def _second(names: list[str], keys: list[str]) -> str:
+    """The first name whose key an earlier one has; empty if there is none."""
+    seen: set[str] = set()
+    for name, key in zip(names, keys, strict=True):
+        if key in seen:
+            return name
+        seen.add(key)
+    return ""
 
 
 def _key(name: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from smkd.data.formats import nfc
-from smkd.data.images import SPLITS, StoredImages
+from smkd.data.images import SPLITS, StoredImages, rows_by_label
 from smkd.errors import DataError
 from smkd.files import listed
 
@@ -143,8 +143,7 @@ def part_of_each_class(whole: StoredImages, split: str, seed: int, limit: int | 
         DataError: a class has fewer than `FEWEST` images.
     """
     rows = []
-    for label, name in enumerate(whole.class_names):
-        members = np.flatnonzero(whole.labels == label)
+    for name, members in zip(whole.class_names, rows_by_label(whole.labels, len(whole.class_names)), strict=True):
         if len(members) < FEWEST:
             raise DataError(
                 f"class '{name}' has {len(members)} images; splitting the images of every class needs at least {FEWEST}"

@@ -73,7 +73,8 @@ def open_tables(paths: list[Path], label_column: str | None = None) -> Listing:
     """
     by_file = all(path.stem.lower() in SPLITS for path in paths)
     folder = paths[0].parent
-    files: dict[str, str] = {}
+    look = _Folders(folder)
+    first: dict[str, tuple[Path, int]] = {}
     images: list[str] = []
     classes: list[str] = []
     splits: list[str] = []
@@ -85,10 +86,11 @@ def open_tables(paths: list[Path], label_column: str | None = None) -> Listing:
             if not image.strip() or not label:
                 empty = columns[1] if image.strip() else columns[0]
                 raise DataError(f"'{path}', line {line}: the column '{empty}' is empty")
-            place = nfc(os.path.normpath(folder / image))
-            if place in files:
-                raise DataError(f"'{path}', line {line}: '{image}' is listed twice (first in {files[place]})")
-            files[place] = f"'{path.name}', line {line}"
+            known, before = first.setdefault(look.place(image), (path, line))
+            if (known, before) != (path, line):
+                raise DataError(
+                    f"'{path}', line {line}: '{image}' is listed twice (first in '{known.name}', line {before})"
+                )
             images.append(image)
             classes.append(label)
             if "split" in row and not by_file:
@@ -99,7 +101,7 @@ def open_tables(paths: list[Path], label_column: str | None = None) -> Listing:
             splits += [path.stem.lower()] * (len(classes) - len(splits))
     name = ", ".join(path.name for path in paths)
     kept, left_out = readable_images(images, classes, name)
-    store = FileStore(folder, _located(folder, [images[item] for item in kept], name))
+    store = FileStore(folder, _located(look, [images[item] for item in kept], name))
     return Listing(
         store, [classes[item] for item in kept], [splits[item] for item in kept] if splits else None,
         f"a table of paths and labels ({name})", left_out,
@@ -172,41 +174,72 @@ def _columns(row: dict[str, str], path: Path, label_column: str | None) -> tuple
     return found[0], found[1]
 
 
-def _located(folder: Path, images: list[str], table: str) -> list[str]:
+def _located(look: _Folders, images: list[str], table: str) -> list[str]:
     """Paths relative to the folder, or all below images/ if they are there."""
-    missing = images
-    look = _Folders()
     for place in ("", "images"):
-        paths = [look.find(folder, os.path.join(place, image)) for image in images]
-        absent = [image for image, path in zip(images, paths, strict=True) if path is None]
+        paths = [os.path.join(place, image) for image in images]
+        if all(map(look.holds, paths)):
+            return paths
+    missing = images
+    for place in ("", "images"):
+        found = [look.find(os.path.join(place, image)) for image in images]
+        absent = [image for image, path in zip(images, found, strict=True) if path is None]
         if not absent:
-            return [path for path in paths if path is not None]
+            return [path for path in found if path is not None]
         missing = min(missing, absent, key=len)
     hint = ""
     if any(DRIVE.match(image) for image in missing):
-        hint = f"; paths of a Windows drive must be made relative to '{folder}', with / between the folders"
+        hint = f"; paths of a Windows drive must be made relative to '{look.root}', with / between the folders"
     elif any("\\" in image for image in missing):
         hint = "; write / between the folders, not \\"
     raise DataError(
-        f"{table} names {len(missing)} of {len(images)} images that are not in '{folder}': {listed(missing)}{hint}"
+        f"{table} names {len(missing)} of {len(images)} images that are not in '{look.root}': {listed(missing)}{hint}"
     )
 
 
 class _Folders:
-    """Finds files by names that may be written with other Unicode characters, or stand among blanks."""
+    """What lies in the folders that paths name. Each is listed once, which asks the system nothing about a file.
 
-    def __init__(self) -> None:
+    Args:
+        root: folder that the paths are relative to.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.files: dict[str, set[str]] = {}
         self.names: dict[Path, dict[str, str]] = {}
+        self.normal: dict[str, str] = {}
 
-    def find(self, folder: Path, image: str) -> str | None:
-        """Path of the image relative to the folder as the system has it; none if it is not there."""
-        if os.path.isfile(os.path.join(folder, image)):
+    def place(self, image: str) -> str:
+        """Where a path leads, in the same words however the path is written."""
+        name = image[len(start := _start(image)) :]
+        if name in ("", os.curdir, os.pardir):
+            return nfc(os.path.normpath(self.root / image))
+        if start not in self.normal:
+            self.normal[start] = os.path.join(nfc(os.path.normpath(self.root / start)), "")
+        return self.normal[start] + nfc(name)
+
+    def holds(self, image: str) -> bool:
+        """Whether the listing of its folder has a file by exactly this name."""
+        start = _start(image)
+        if start not in self.files:
+            self.files[start] = set()
+            with suppress(OSError, ValueError), os.scandir(self.root / start) as entries:
+                self.files[start] = {entry.name for entry in entries if entry.is_file()}
+        return image[len(start) :] in self.files[start]
+
+    def find(self, image: str) -> str | None:
+        """Path of the image relative to the folder as the system has it; none if it is not there.
+
+        The name may be written with other Unicode characters or stand among blanks, or its folder not be listed.
+        """
+        if self.holds(image) or os.path.isfile(self.root / image):
             return image
         there = Path()
         for part in Path(image.strip()).parts:
-            name = self._inside(folder / there).get(nfc(part), part)
+            name = self._inside(self.root / there).get(nfc(part), part)
             there /= name
-        return str(there) if os.path.isfile(folder / there) else None
+        return str(there) if os.path.isfile(self.root / there) else None
 
     def _inside(self, folder: Path) -> dict[str, str]:
         """Name in the folder of each name in NFC."""
@@ -214,6 +247,11 @@ class _Folders:
             with suppress(OSError, ValueError):
                 self.names[folder] = {nfc(name): name for name in os.listdir(folder)}
         return self.names.get(folder, {})
+
+
+def _start(path: str) -> str:
+    """A path up to its file's name."""
+    return path[: path.rfind("/") + 1]
 
 
 def _first_line(error: Exception) -> str:

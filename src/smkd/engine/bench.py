@@ -78,7 +78,6 @@ class Bench:
         return asdict(self)
 
 
-@opened_once()
 @contextmanager
 def busy_processes(count: int) -> Iterator[None]:
     """So many processes that keep a core busy each, as other users of the machine would."""
@@ -91,6 +90,7 @@ def busy_processes(count: int) -> Iterator[None]:
             process.communicate()
 
 
+@opened_once()
 def measure_steps(config: RunConfig, steps: int) -> Bench:
     """Time training steps of a configuration.
 

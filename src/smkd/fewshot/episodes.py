@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from smkd.data.images import rows_by_label
 from smkd.errors import DataError
 from smkd.files import listed
 
@@ -24,10 +25,8 @@ class Members:
     """
 
     def __init__(self, labels: NDArray[np.int64], classes: int) -> None:
-        order = np.argsort(labels, kind="stable")
-        sizes = np.bincount(labels, minlength=classes)
-        self.sizes = torch.from_numpy(sizes)
-        self.rows = [torch.from_numpy(rows) for rows in np.split(order, np.cumsum(sizes)[:-1])]
+        self.rows = [torch.from_numpy(rows) for rows in rows_by_label(labels, classes)]
+        self.sizes = torch.tensor([len(rows) for rows in self.rows])
         self.place = torch.empty(len(labels), dtype=torch.int64)
         for rows in self.rows:
             self.place[rows] = torch.arange(len(rows))
