@@ -21,6 +21,11 @@ def sampler(classes: int, per_class: int) -> list[str]:
     return [f"data.sampler.classes={classes}", f"data.sampler.per_class={per_class}"]
 
 
+def frozen(last: int) -> list[str]:
+    """Settings under which the last blocks alone are trained; nothing is read from what `init` names."""
+    return [f"model.train_blocks=last:{last}", "init=trained"]
+
+
 ROWS = {
     "base: batch 16, 4 a class, 2048 prototypes, 2 + 10 crops": [],
     "batch 8": ["batch_size=8", *sampler(2, 4)],
@@ -35,6 +40,9 @@ ROWS = {
     "4 local crops": ["local_views.count=4"],
     "no patch term": ["objective.patch.weight=0"],
     "recompute=true": ["recompute=true"],
+    "the last 6 of 12 blocks trained": frozen(6),
+    "the last 3 of 12 blocks trained": frozen(3),
+    "the last block trained": frozen(1),
 }
 
 
@@ -52,11 +60,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="for every row, such as model.size=small")
+    parser.add_argument("--rows", metavar="WORD", default="", help="only the base and rows that contain this word")
     given = parser.parse_args()
     result = []
     print("| | GFLOP an image | ms an image | objective, ms an image | ratio to base | peak memory, GB |")
     print("|---|---|---|---|---|---|")
     for name, words in ROWS.items():
+        if result and given.rows not in name:
+            continue
         found = measured([*given.settings, *words], given.steps)
         each = {
             "name": name, "gflop": found["gflop_per_image"], "ms": 1e3 / found["images_per_second"],

@@ -230,7 +230,7 @@ def _result(story: Story) -> PageSection:
         "episodes for all rows. The interval is that of these classes, not of others."
     )
     rows = story.rows()
-    header = ["", *(f"{result.way}-way {result.shot}-shot" for result in story.stages[-1].results)]
+    header = ["network", *(f"{result.way}-way {result.shot}-shot" for result in story.stages[-1].results)]
     table = [header, *([name, *map(str, results)] for name, results in rows.items())]
     return PageSection("Result", said, table, figures=[(figures.accuracy_bars(rows), "Accuracy and its interval.")])
 
