@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from command_line import refused
+from command_line import refused, smkd
 from run_files import run
 from smkd import api
+from smkd.classify.encoder import open_encoder
 from smkd.config.run_config import RunConfig
 from smkd.data.loader import Views
 from smkd.engine.bench import synthetic_views
@@ -153,6 +154,12 @@ def test_a_run_keeps_the_teachers_frozen_weights(tmp_path: Path, monkeypatch: py
         assert torch.equal(after["student"][name], before["teacher"][name]), name
     name = "backbone.blocks.1.mlp.fc1.weight"
     assert not torch.equal(after["teacher"][name], before["teacher"][name])
+    # a file of its weights says nothing of what was trained
+    assert smkd("export", "frozen", "--to", "safetensors", "-o", "weights").returncode == 0
+    for place in ("frozen", "weights"):
+        assert api.load(tmp_path / place).config.train_blocks == "all"
+        assert open_encoder(tmp_path / place).config.model == api.load(tmp_path / "frozen").config
+    assert smkd("features", "frozen", "-o", "f.h5").returncode == 0
     resumed = "resume_with=epochs=3"
     run(*words, "out=frozen", "epochs=2", resumed, recipe="debug-distill")
     again = load_checkpoint(find_checkpoint(tmp_path / "frozen"))

@@ -284,7 +284,7 @@ def open_encoder(
     if recipe is not None and has_settings(state):
         raise ConfigError(f"recipe={_name(recipe)} has no effect: '{backbone}' has settings of its own; leave it out")
     network, config = backbone_of(state, str(backbone), "teacher")
-    settings = EncoderConfig.of_run(config, config.model).model_copy(update=_origin(str(backbone), state))
+    settings = EncoderConfig.of_run(config, network.config).model_copy(update=_origin(str(backbone), state))
     return Encoder(settings, network, accelerator=accelerator, report=state.get(MARK, []))
 
 

@@ -171,11 +171,6 @@ class RunConfig(Section):
             raise ValueError(
                 f"batch_size={self.batch_size} is not divisible by devices x num_nodes x accumulate = {self.passes}"
             )
-        if self.model.last_trained is not None and self.starts_random:
-            raise ValueError(
-                f"model.train_blocks={self.model.train_blocks} would leave random weights as they are; "
-                "give trained ones by init, or leave it out"
-            )
         sampler = self.data.sampler
         if sampler is not None and sampler.classes * sampler.per_class != self.batch_size:
             raise ValueError(

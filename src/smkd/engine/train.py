@@ -171,7 +171,11 @@ class Run:
                 "phase 2 starts from trained weights: init=<run of phase 1, or weights of another project>; "
                 "init=random if random ones are meant, from which its terms learn nothing"
             )
-        elif self.config.init is not None and not self.config.starts_random:
+        elif self.config.starts_random:
+            if (given := self.config.model.train_blocks) != "all":
+                raise ConfigError(f"model.train_blocks={given} would leave random weights as they are; give init=<run>")
+        else:
+            assert self.config.init is not None
             state, _ = open_checkpoint(self.config.init, self.config)
             changes = restore(self.learner, state, optimizer=self.config.init_optimizer)
             self.notes += [*state.get(MARK, []), *changes]

@@ -138,7 +138,8 @@ class VisionTransformer(nn.Module):
             layer_scale=config.layer_scale, register_tokens=config.register_tokens,
             rotary=config.rotary, mlp_dim=config.mlp_dim, swiglu=config.swiglu, mask_token=mask_token,
         )  # fmt: skip
-        made.config = config
+        # which blocks a run trains is nothing that the network is made of
+        made.config = config.model_copy(update={"train_blocks": "all"})
         return made
 
     @classmethod
