@@ -313,11 +313,18 @@ def test_the_best_block_is_read_and_no_other_without_a_reason(
 def test_large_networks_take_small_steps_and_their_new_heads_large_ones(
     place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0].optim
+    config = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0]
+    small = config.optim
     assert (small.lr, small.head_lr, small.weight_decay_end) == (3e-3, None, 0.4)
+    assert config.mask.ratio == (0.0, 0.3)
     monkeypatch.setattr("smkd.adaptation.SMALL", 32)
-    large = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0].optim
+    config = planned(place / "few", tmp_path, place / "net", ["features.blocks=2"])[0]
+    large = config.optim
     assert (large.lr, large.lr_end, large.head_lr, large.weight_decay_end) == (2.4e-4, 1.2e-4, 1e-3, 0.04)
+    # large networks see whole views, unless masks are asked for
+    assert config.mask.ratio == (0.0,)
+    typed = ["features.blocks=2", "mask.ratio=[0.2,0.4]"]
+    assert planned(place / "few", tmp_path, place / "net", typed)[0].mask.ratio == (0.2, 0.4)
 
 
 @pytest.mark.parametrize("rotary", [False, True], ids=["dinov2", "dinov3"])

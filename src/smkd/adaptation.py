@@ -141,7 +141,8 @@ def planned(
         for group, part in (("validation", "val"), ("evaluation", config.evaluation.split))
         for key, value in _protocol(open_split(config.data, part), part, held_out).items()
     }
-    words = [*_words({**_schedule(steps * epochs, epochs), **_rate(config), **protocols}), *words]
+    fitted = {**_schedule(steps * epochs, epochs), **_large(config, keys), **protocols}
+    words = [*_words(fitted), *words]
     config = loading.resolve(RECIPE, words, typed=settings)
     words = [*words, *_words(_read(backbone, config, held_out, keys))]
     return loading.resolve(RECIPE, words, typed=settings), held_out
@@ -263,14 +264,17 @@ def _schedule(steps: int, epochs: int) -> SettingValues:
     }  # fmt: skip
 
 
-def _rate(config: RunConfig) -> SettingValues:
+def _large(config: RunConfig, keys: Set[str]) -> SettingValues:
+    """Rates, which depend on the size of the network, and whether it sees views with masks."""
     channels = Architecture.of(config.model).embed_dim
     if channels < SMALL:
         return {"optim.lr": round(LR_SMALL / channels, 6)}
     lr = LR_LARGE / channels
+    masked = any(key.partition(".")[0] == "mask" for key in keys)
     return {
         "optim.lr": round(lr, 8), "optim.lr_end": round(lr / 2, 8), "optim.head_lr": HEAD_LR,
         "optim.weight_decay_end": config.optim.weight_decay,
+        **({} if masked else {"mask.ratio": [0.0], "mask.ratio_jitter": [0.0]}),
     }  # fmt: skip
 
 
