@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +109,12 @@ def give_images(images: LabelledImages | Mapping[str, LabelledImages]) -> None:
     register_dataset(GIVEN, parts.get)
 
 
+@lru_cache(maxsize=8)
+def _drawn(split: str, per_class: int) -> Tensor:
+    """Patterns, which are drawn once in a process."""
+    return torch.from_numpy(patterns.generate(split, per_class))
+
+
 class PatternImages:
     """One split of the embedded `patterns` data set, made when first looked at."""
 
@@ -122,7 +128,7 @@ class PatternImages:
     @cached_property
     def images(self) -> Tensor:
         """uint8 [len, 3, 32, 32]."""
-        return torch.from_numpy(patterns.generate(self.split, self.per_class))
+        return _drawn(self.split, self.per_class)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from PIL import Image
 
 from smkd.classify.encoder import Encoder, EncoderConfig
@@ -16,8 +13,7 @@ from smkd.models.vit import VisionTransformer
 from smkd.viz.explain import MATCHES
 from smkd.viz.patch_pictures import attention_tiles, matches_picture, seen_squares
 from smkd.viz.seen import match_patches, see
-from smkd.viz.style import png
-from smkd.viz.tiles import sheet
+from smkd.viz.tiles import mosaic
 from smkd.viz.views import view_tiles
 
 SHOWN = 4
@@ -50,8 +46,8 @@ def validation_pictures(backbone: VisionTransformer, config: RunConfig, device: 
     tiles = attention_tiles(encoder, loaded, names, heads=True)
     crops = view_tiles(train, config, range(min(SHOWN, len(train))), config.mask.start_epoch)
     made = {
-        "pictures/attention": _image(sheet(tiles, len(tiles) // len(rows))),
-        "pictures/crops": _image(sheet(crops, len(crops) // min(SHOWN, len(train)))),
+        "pictures/attention": mosaic(tiles, len(tiles) // len(rows)),
+        "pictures/crops": mosaic(crops, len(crops) // min(SHOWN, len(train))),
     }
     twins = np.flatnonzero(images.labels == images.labels[0])[:2].tolist()
     if len(twins) == 2:
@@ -62,7 +58,3 @@ def validation_pictures(backbone: VisionTransformer, config: RunConfig, device: 
         first, second = seen_squares(encoder, pair)
         made["pictures/matches"] = matches_picture(first, second, matches, seen.grid)
     return made
-
-
-def _image(figure: Figure) -> Image.Image:
-    return Image.open(io.BytesIO(png(figure))).convert("RGB")
