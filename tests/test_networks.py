@@ -19,14 +19,14 @@ from smkd.models.vit import VisionTransformer
     ],
 )  # fmt: skip
 def test_a_network_knows_its_settings(changes: dict[str, Any]) -> None:
-    """Made from numbers: its settings make its twin. Made from settings: they are the very same."""
+    """Made from numbers: its settings make its twin, which has the same."""
     given = {"image_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 3, **changes}
     model = VisionTransformer(**given).eval()
     twin = VisionTransformer.from_config(model.config, mask_token="mask_token" in changes).eval()
     twin.load_state_dict(model.state_dict())
     image = torch.randn(2, 3, 40, 32)
     assert torch.equal(twin(image).patches, model(image).patches)
-    assert twin.config is model.config
+    assert twin.config == model.config
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
