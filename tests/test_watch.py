@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +107,26 @@ def test_pictures_are_logged_unless_they_are_not_wanted(folder: Path) -> None:
     done = smkd("pretrain", "debug-pretrain", "out=plain", "validation.pictures=false", *WORDS, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert pictures("plain") == {}
+
+
+@pytest.mark.slow
+def test_weights_and_biases_get_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for the package: what it is given, and that its steps never go back, which W&B would drop."""
+    logged: list[tuple[int, dict[str, Any]]] = []
+    stand_in = ModuleType("wandb")
+    run = SimpleNamespace(
+        log=lambda values, step: logged.append((step, values)), finish=lambda: logged.append((-1, {}))
+    )
+    stand_in.init = lambda **_: run  # type: ignore[attr-defined]
+    stand_in.Image = lambda picture: ("image", picture.size)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stand_in)
+    done = smkd("pretrain", "debug-pretrain", "out=logged", "wandb=true", *WORDS, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert logged.pop() == (-1, {})
+    steps = [step for step, _ in logged]
+    assert steps == sorted(steps)
+    given = {name for _, values in logged for name in values}
+    assert {"train/loss", "validation/accuracy", "pictures/attention", "pictures/crops", "pictures/matches"} <= given
 
 
 @pytest.mark.slow
