@@ -20,7 +20,7 @@ FORBIDDEN = {("models", "data")}
 # top-level modules that every package may use, and that use nothing but each other
 SUPPORT = ("errors", "files", "processes", "progress", "distributed", "device", "extensions", "download")
 # top-level modules that wire the packages together and may import everything
-ENTRY = ("__init__", "__main__", "api", "cli", "demo", "adaptation", "report")
+ENTRY = ("__init__", "__main__", "api", "cli", "demo", "adaptation", "report", "story")
 UNWANTED = ("torchvision", "timm")
 
 

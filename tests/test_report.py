@@ -8,9 +8,11 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from command_line import smkd
 from smkd import api
+from smkd.data.datasets import open_split
 
 pytestmark = pytest.mark.slow
 LESS = ("data.limit_per_class=4", "batch_size=64", "epochs=2", "validation.episodes=20", "log_every=2")
@@ -93,6 +95,24 @@ def test_a_run_whose_images_are_gone(runs: Path, tmp_path: Path) -> None:
     page = (tmp_path / "page.html").read_text()
     assert headings(page)[:3] == ["Result", "What could not be shown", "Training"]
     assert "Best validation accuracy" in page
+
+
+def test_images_that_were_held_out_are_not_called_unseen_classes(tmp_path: Path) -> None:
+    images = open_split(api.resolve("patterns-pretrain").data, "test")
+    for row in range(0, len(images), 4):
+        if images.labels[row] < 6:
+            place = tmp_path / "photos" / images.class_names[images.labels[row]]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.load(row).permute(1, 2, 0).numpy()).save(place / f"{row}.png")
+    words = ("data=photos", "data.split_by=images", "out=run", "epochs=1", "batch_size=16", "validation.every=0",
+             "evaluation.query=2", "evaluation.shots=[1]")  # fmt: skip
+    assert smkd("pretrain", "patterns-pretrain", *words, cwd=tmp_path).returncode == 0
+    done = smkd("report", "run", "-o", "page.html", "--episodes", "20", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert "on images it has not seen" in page
+    assert "A map of classes" in page
+    assert "unseen class" not in page
 
 
 def test_two_runs_of_one_name(runs: Path, tmp_path: Path) -> None:

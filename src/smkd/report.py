@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from smkd import api
-from smkd.classify.encoder import Encoder, EncoderConfig, open_encoder
 from smkd.config import loading
-from smkd.config.protocol import ProtocolConfig
-from smkd.config.run_config import RunConfig
-from smkd.data.datasets import open_split
 from smkd.data.images import Images
 from smkd.data.sources import opened_once
 from smkd.engine.runs import next_steps, run_summary
 from smkd.errors import ConfigError, SmkdError
-from smkd.fewshot.accuracy import Result, evaluate_features
-from smkd.fewshot.features import Features, pixel_stream
-from smkd.fewshot.validation import backbone_features
 from smkd.files import explained, millions
+from smkd.story import Stage, Story, measured_story
 from smkd.viz import figures
 from smkd.viz.curves import read_history, run_curves
 from smkd.viz.embedding import embedding_figure, embedding_image, project
@@ -41,59 +33,6 @@ MAP_CLASSES, MAP_IMAGES = 8, 12
 """Of a map: classes, and images of each."""
 LOOKED_AT = 5
 """Images whose attention is shown."""
-RANDOM = "random weights"
-
-
-@dataclass
-class Stage:
-    """A network on the way, with what it was measured to be.
-
-    Attributes:
-        name: of the run's folder, or of what the first run started from.
-        encoder: its backbone with the transform of its run.
-        features: of the unseen classes.
-        results: one a number of shots.
-    """
-
-    name: str
-    encoder: Encoder
-    features: Features
-    results: list[Result]
-
-
-@dataclass
-class Story:
-    """What the page tells.
-
-    Attributes:
-        runs: the folders.
-        configs: of the runs.
-        protocol: how all are measured.
-        stages: what the first run started from, and each run that has a checkpoint.
-        pixels: results of plain colours.
-        unseen, seen: images of the measured split and of the last run's training split; None if they are not at hand.
-        missing: lines about what could not be shown, and why.
-    """
-
-    runs: list[Path]
-    configs: list[RunConfig]
-    protocol: ProtocolConfig
-    stages: list[Stage] = field(default_factory=list)
-    pixels: list[Result] = field(default_factory=list)
-    unseen: Images | None = None
-    seen: Images | None = None
-    missing: list[str] = field(default_factory=list)
-
-    @property
-    def names(self) -> dict[str, Path]:
-        """Runs by what to call them: the folder's name, or its path where two have the same."""
-        short = [run.resolve().name for run in self.runs]
-        return {str(run) if short.count(name) > 1 else name: run for name, run in zip(short, self.runs, strict=True)}
-
-    def rows(self) -> dict[str, list[Result]]:
-        """Results by name."""
-        pixels = {"raw pixels": self.pixels} if self.pixels else {}
-        return pixels | {stage.name: stage.results for stage in self.stages}
 
 
 @opened_once()
@@ -114,64 +53,11 @@ def write_report(runs: Sequence[str | Path], out: Path, data: str | Path | None 
     Raises:
         ConfigError: a folder is no run, or the page cannot be written.
     """
-    story = _opened([Path(run) for run in runs], data, episodes)
-    try:
-        story.unseen = open_split(story.configs[-1].data, story.protocol.split)
-        story.seen = open_split(story.configs[-1].data, "train")
-    except SmkdError as error:
-        story.missing.append(f"the images are not at hand, so nothing is measured: {error}")
-    if story.unseen is not None:
-        _measure(story, story.unseen, accelerator)
+    story = measured_story([Path(run) for run in runs], data, episodes, accelerator)
     sections = [section for section in _sections(story) if section is not None]
     with explained(out, ConfigError, option="--out"):
         write_page(out, " and ".join(story.names), _lead(story), sections)
     return story
-
-
-def _opened(runs: list[Path], data: str | Path | None, episodes: int | None) -> Story:
-    for run in runs:
-        if not (run / "config.yaml").is_file():
-            raise ConfigError(f"'{run}' is no run: it holds no config.yaml")
-    configs = [loading.load_config(run / "config.yaml") for run in runs]
-    if data is not None:
-        configs[-1] = loading.changed(configs[-1], {"data": {"root": str(data)}})
-    protocol = configs[-1].evaluation
-    if episodes is not None:
-        protocol = protocol.model_copy(update={"episodes": episodes})
-    return Story(runs, configs, protocol)
-
-
-def _measure(story: Story, unseen: Images, accelerator: str) -> None:
-    """Fill in the stages; what cannot be opened or measured becomes a line."""
-    for name, encoder in _encoders(story, accelerator):
-        try:
-            config = story.configs[-1].model_copy(update={"features": encoder.config.features})
-            own = {"resize": encoder.config.resize, "crop": encoder.config.crop}
-            protocol = story.protocol.model_copy(update=own)
-            assert encoder.backbone is not None
-            features = backbone_features(encoder.backbone, config, protocol, encoder.device, unseen).collect()
-            story.stages.append(Stage(name, encoder, features, evaluate_features(features, story.protocol)))
-        except SmkdError as error:
-            story.missing.append(f"{name} is not measured: {error}")
-    if story.stages:
-        features = pixel_stream(unseen, on_error=story.configs[-1].data.on_error).collect()
-        story.pixels = evaluate_features(features, story.protocol)
-
-
-def _encoders(story: Story, accelerator: str) -> Iterator[tuple[str, Encoder]]:
-    """What the first run started from, read as that run reads its own; then each run."""
-    first = story.configs[0]
-    try:
-        start = api.random_backbone(first) if first.starts_random else api.load(str(first.init))
-        name = RANDOM if first.starts_random else Path(str(first.init)).name
-        yield name, Encoder(EncoderConfig.of_run(first, start.config), start, accelerator=accelerator)
-    except SmkdError as error:
-        story.missing.append(f"what {story.runs[0]} started from is not shown: {error}")
-    for name, run in story.names.items():
-        try:
-            yield name, open_encoder(run, accelerator=accelerator)
-        except SmkdError as error:
-            story.missing.append(f"{name} is not shown: {error}")
 
 
 def _lead(story: Story) -> str:
@@ -188,18 +74,19 @@ def _lead(story: Story) -> str:
     done = f"{summary.epoch} of {summary.epochs} epochs"
     done += "" if summary.state == "complete" else f" ({summary.state})"
     classes = ""
-    if story.seen is not None and story.unseen is not None:
+    if story.seen is not None and story.measured is not None:
         classes = (
             f", {len(story.seen):,} images of {len(story.seen.class_names)} classes. It is measured on the "
-            f"{len(story.unseen.class_names)} classes of the {story.protocol.split} split"
+            f"{len(story.measured.class_names)} classes of the {story.protocol.split} split"
         )
-        classes += "" if set(story.seen.class_names) & set(story.unseen.class_names) else ", which it has never seen"
+        new = story.unseen_class == "unseen class"
+        classes += ", which it has never seen" if new else ", on images it has not seen"
     return f"{size} was trained for {done} of {phase} from {start}, on {data}{classes}."
 
 
 def _sections(story: Story) -> list[PageSection | None]:
     pair = story.stages[-2:]
-    images = story.unseen
+    images = story.measured
     made: list[PageSection | None] = [_result(story)]
     if story.missing:
         made.append(PageSection("What could not be shown", "\n".join(story.missing)))
@@ -209,9 +96,9 @@ def _sections(story: Story) -> list[PageSection | None]:
         whole = len(pair[-1].features.labels) == len(images)
         if whole:  # else rows are not images: some could not be read
             made.append(_episode(story, images, pair[-1]))
-        made += [_correspondences(images, pair), _attention(images, pair)]
+        made += [_correspondences(images, pair, story.unseen_class), _attention(images, pair)]
         if whole:
-            made.append(_map(images, pair))
+            made.append(_map(images, pair, story.unseen_class))
     made += [_curves(story), _hardest(story), _settings(story), _environment(story), _next(story)]
     return made
 
@@ -224,8 +111,8 @@ def _result(story: Story) -> PageSection:
     best = max(story.stages[-1].results, key=lambda result: result.shot)
     guess = 100 / best.way
     said = (
-        f"{story.stages[-1].name} gives {best} % of the queries the right one of {best.way} unseen classes, from "
-        f"{best.shot} labelled images a class; guessing gives {guess:.0f} %. Mean ± 95 % interval over "
+        f"{story.stages[-1].name} gives {best} % of the queries the right one of {best.way} {story.unseen_class}es, "
+        f"from {best.shot} labelled images a class; guessing gives {guess:.0f} %. Mean ± 95 % interval over "
         f"{best.episodes:,} episodes of {best.query} queries a class, head '{best.head}', seed {best.seed}. The same "
         "episodes for all rows. The interval is that of these classes, not of others."
     )
@@ -259,9 +146,9 @@ def _episode(story: Story, images: Images, stage: Stage) -> PageSection:
     rows = episode_tiles(images, stage.features, story.protocol, result.shot, number)
     right = float(result.accuracies[number])
     return PageSection(
-        "One episode", f"Each row is one of {result.way} unseen classes: first the labelled image that {stage.name} "
-        f"learns it from ({result.shot} a class), then queries with the answer that each is given. {right:.0f} % of "
-        f"this episode's queries are right, as in the mean; a wrong one of each class is shown if there is one.",
+        "One episode", f"Each row is one of {result.way} {story.unseen_class}es: first the labelled image that "
+        f"{stage.name} learns it from ({result.shot} a class), then queries with the answer that each is given. "
+        f"{right:.0f} % of this episode's queries are right, as in the mean; a wrong one of each class is shown if there is one.",
         tiles=[tile for row in rows for tile in row], columns=max(map(len, rows)),
     )  # fmt: skip
 
@@ -273,7 +160,7 @@ def _chosen(images: Images, count: int, each: int) -> list[int]:
     return [int(row) for label in classes for row in np.flatnonzero(images.labels == label)[:each]]
 
 
-def _correspondences(images: Images, pair: Sequence[Stage]) -> PageSection | None:
+def _correspondences(images: Images, pair: Sequence[Stage], kind: str) -> PageSection | None:
     classes = [label for label, count in enumerate(np.bincount(images.labels).tolist()) if count > 1]
     if not classes:
         return None
@@ -290,7 +177,7 @@ def _correspondences(images: Images, pair: Sequence[Stage]) -> PageSection | Non
                 f"{images.class_names[label]}, {stage.name}: the {len(matches)} matches that add most.",
             ))  # fmt: skip
     return PageSection(
-        "Patches that correspond", "Two images of one unseen class. Each patch of the left image is matched with the "
+        "Patches that correspond", f"Two images of one {kind}. Each patch of the left image is matched with the "
         "patch of the right one whose feature is nearest; the matches with the largest attention times cosine are "
         "drawn. This is how phase 2 pairs patches in training.", figures=drawn,
     )  # fmt: skip
@@ -317,7 +204,7 @@ def _attention(images: Images, pair: Sequence[Stage]) -> PageSection:
     )  # fmt: skip
 
 
-def _map(images: Images, pair: Sequence[Stage]) -> PageSection | None:
+def _map(images: Images, pair: Sequence[Stage], kind: str) -> PageSection | None:
     chosen = np.array(_chosen(images, MAP_CLASSES, MAP_IMAGES))
     if len(chosen) < 3:
         return None
@@ -328,9 +215,9 @@ def _map(images: Images, pair: Sequence[Stage]) -> PageSection | None:
     for stage in pair:
         values: NDArray[np.float32] = stage.features.values[torch.from_numpy(chosen)].cpu().numpy()
         figure = embedding_figure(project(values), labels, names, photographs)
-        drawn.append((embedding_image(figure), f"{stage.name}: {len(chosen)} images of {len(names)} unseen classes."))
+        drawn.append((embedding_image(figure), f"{stage.name}: {len(chosen)} images of {len(names)} {kind}es."))
     return PageSection(
-        "A map of unseen classes", "Features in the plane by t-SNE: images that are alike for the network are near "
+        f"A map of {kind}es", "Features in the plane by t-SNE: images that are alike for the network are near "
         "each other, distances between groups mean nothing. Classes that lie apart can be told apart from few images.",
         figures=drawn,
     )  # fmt: skip
