@@ -148,7 +148,8 @@ def _episode(story: Story, images: Images, stage: Stage) -> PageSection:
     return PageSection(
         "One episode", f"Each row is one of {result.way} {story.unseen_class}es: first the labelled image that "
         f"{stage.name} learns it from ({result.shot} a class), then queries with the answer that each is given. "
-        f"{right:.0f} % of this episode's queries are right, as in the mean; a wrong one of each class is shown if there is one.",
+        f"{right:.0f} % of this episode's queries are right, as in the mean; a wrong one of each class is shown if "
+        "there is one.",
         tiles=[tile for row in rows for tile in row], columns=max(map(len, rows)),
     )  # fmt: skip
 

@@ -112,10 +112,10 @@ class Line(NamedTuple):
 READINGS = {
     "losses": ("Losses, weighted, against the step", (
         "A loss can fall no lower than the entropy of its targets, so it may rise while the network improves: with the "
-        "teacher's temperature, or where the teacher becomes less sure. Accuracy on unseen classes tells progress."
+        "teacher's temperature, or where the teacher becomes less sure. Validation accuracy tells progress."
     )),
     "accuracy": ("Validation: accuracy (%) against the epoch", (
-        "Of the validation classes, which neither phase trains on; the shaded band is the 95 % interval. The best "
+        "On the validation split, of which nothing is trained on; the shaded band is the 95 % interval. The best "
         "checkpoint is that of the highest mean; all other pictures are made with it."
     )),
     "teacher": ("Teacher: entropy of its answers (nats), by step", (
