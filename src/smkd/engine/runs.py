@@ -138,7 +138,7 @@ def next_steps(run: Path, config: RunConfig) -> list[str]:
         data = "" if config.data.root is None else f" data={config.data.root}"
         steps.append(f"smkd distill {recipe}{data} init={run}   phase 2, with labels")
     steps += [
-        f"smkd eval {run} --shot 1 --shot 5   accuracy on unseen classes, with its interval",
+        f"smkd eval {run} --shot 1 --shot 5   few-shot accuracy, with its interval",
         f"smkd fit SUPPORT_DIR -o clf.smkd --backbone {run}   a classifier of your own classes",
         f"smkd app --backbone {run}   the same in the browser",
     ]
