@@ -102,10 +102,10 @@ def test_what_is_damaged_is_said(folder: Path) -> None:
 
 def test_the_differences_of_two_runs(folder: Path) -> None:
     first, second = folder / "first", folder / "group" / "second"
-    assert smkd("runs", first, second, "--diff").stdout.splitlines()[3:] == ["seed: 0 -> 3", "log_every: 5 -> 7"]
-    assert smkd("runs", first, first, "--diff").stdout.splitlines()[3:] == ["no setting differs"]
-    assert refused("runs", first, "--diff") == "smkd: --diff compares two runs, not 1"
-    assert refused("runs", folder, first, "--diff") == f"smkd: '{folder}' is no run: it holds no config.yaml"
+    assert smkd("runs", "diff", first, second).stdout.splitlines()[3:] == ["seed: 0 -> 3", "log_every: 5 -> 7"]
+    assert smkd("runs", "diff", first, first).stdout.splitlines()[3:] == ["no setting differs"]
+    assert refused("runs", "diff", first).startswith("smkd: runs diff compares two runs, not 1;")
+    assert refused("runs", "diff", folder, first) == f"smkd: '{folder}' is no run: it holds no config.yaml"
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_every_command_of_the_page(place: Path, monkeypatch: pytest.MonkeyPatch)
     assert "queries a class, " in said["smkd eval RUN --protocol standard"]
     assert "resize 32, crop 32" in said["smkd eval RUN --protocol standard"]
     assert "data.mean=" in said["smkd data stats D"]
-    assert "init: " in said["smkd runs RUN OTHER --diff"]
+    assert "init: " in said["smkd runs diff RUN OTHER"]
     assert {path.suffix for path in (place / "sheets").iterdir()} == {".png"}
     assert all(
         (place / name).exists() for name in ("result.json", "report.json", "page.html", "score.html", "why.html")

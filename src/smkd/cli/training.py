@@ -89,9 +89,12 @@ def show_recipe(
 @verb()
 def runs(
     places: Annotated[
-        list[Path] | None, typer.Argument(metavar="[FOLDER]...", help="Runs, or folders of runs; else runs/.")
+        list[Path] | None,
+        typer.Argument(
+            metavar="[FOLDER]... | diff RUN RUN",
+            help="Runs, or folders of runs; else runs/. After the word diff, two runs whose settings are compared.",
+        ),
     ] = None,
-    diff: Annotated[bool, typer.Option("--diff", help="Of two runs, print the settings in which they differ.")] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Also write the list here; - prints it."), JSON
     ] = None,
@@ -100,8 +103,12 @@ def runs(
     from smkd.engine.runs import find_runs, run_differences, run_summary
 
     given = places or [Path("runs")]
-    if diff and len(given) != 2:
-        raise ConfigError(f"--diff compares two runs, not {len(given)}")
+    if diff := given[0] == Path("diff"):
+        given = given[1:]
+        if len(given) != 2:
+            raise ConfigError(
+                f"runs diff compares two runs, not {len(given)}; a folder called diff needs its whole path"
+            )
     found = [run_summary(folder) for place in given for folder in find_runs(place)]
     say_table([_RUN_COLUMNS, *map(_run_row, found)])
     if diff:
