@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -12,9 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from command_line import refused, smkd
+from smkd import api
+from smkd.data.datasets import open_split
 from smkd.engine.watch import BLOCKS, WIDTH, spark
 
 WORDS = (
@@ -107,6 +111,34 @@ def test_pictures_are_logged_unless_they_are_not_wanted(folder: Path) -> None:
     done = smkd("pretrain", "debug-pretrain", "out=plain", "validation.pictures=false", *WORDS, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert pictures("plain") == {}
+
+
+@pytest.mark.slow
+def test_no_picture_stops_a_run(tmp_path: Path) -> None:
+    """Training images without classes; and an image that cannot be read, which the run is told to skip."""
+    images = open_split(api.resolve("patterns-pretrain").data, "test")
+    for row in range(0, len(images), 4):
+        if images.labels[row] < 10:
+            place = tmp_path / "photos" / images.class_names[images.labels[row]]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images.load(row).permute(1, 2, 0).numpy()).save(place / f"{row:04}.png")
+    shutil.copytree(tmp_path / "photos", tmp_path / "broken")
+    album = tmp_path / "album"
+    album.mkdir()
+    for path in (tmp_path / "photos").rglob("*.png"):
+        shutil.copy(path, album / path.name)
+    for place in (tmp_path / "broken").iterdir():
+        min(place.iterdir()).write_bytes(b"no image")
+    few = ("epochs=1", "batch_size=16", "validation.every=1", "validation.episodes=5", "validation.query=2",
+           "validation.shots=[1]", "validation.way=2", "validation.data=photos")  # fmt: skip
+    for name, words in (
+        ("one", ("data=album",)),
+        ("two", ("data=broken", "data.split_by=images", "data.on_error=skip")),
+        ("three", ("data=photos", "data.split_by=images", "data.on_error=skip", "validation.data=broken")),
+    ):
+        done = smkd("pretrain", "patterns-pretrain", *few, *words, f"out={name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "epoch 1: validation accuracy" in done.stdout
 
 
 @pytest.mark.slow

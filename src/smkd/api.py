@@ -312,10 +312,13 @@ def _train(config: RunConfig, phase: str, images: GivenImages | None) -> Path:
 
 
 def logged_pictures(backbone: VisionTransformer, config: RunConfig, device: torch.device) -> dict[str, Image]:
-    """What TensorBoard shows of a run beside its numbers (`smkd.viz.validation_pictures`)."""
+    """What TensorBoard shows of a run beside its numbers; nothing if an image of them cannot be read."""
     from smkd.viz.validation_pictures import validation_pictures  # loads matplotlib
 
-    return validation_pictures(backbone, config, device)
+    try:
+        return validation_pictures(backbone, config, device)
+    except DataError:  # `data.on_error` says what becomes of such an image in training
+        return {}
 
 
 def _with_images(config: RunConfig, images: GivenImages) -> RunConfig:

@@ -35,11 +35,16 @@ def view_tiles(images: Images, config: RunConfig, chosen: Sequence[int], epoch: 
     """
     tiles = []
     for index in chosen:
-        tiles.append(Tile(picture(images.load(index)), short(images.class_names[images.labels[index]])))
+        tiles.append(Tile(picture(images.load(index)), _class_of(images, index)))
         masked, local = _views(images, config, index, epoch)[1:]
         tiles += [Tile(picture(view), "global, masked") for view in masked]
         tiles += [Tile(picture(view), "local") for view in local]
     return tiles
+
+
+def _class_of(images: Images, index: int) -> str:
+    """The name of an image's class; of images without classes, `image`."""
+    return short(images.class_names[images.labels[index]], 18) if images.class_names else "image"
 
 
 def _views(
@@ -83,7 +88,7 @@ def phase_picture(images: Images, config: RunConfig, chosen: Sequence[int]) -> F
         stage.set(xlim=(0, SIZE[0]), ylim=(0, SIZE[1]))
         stage.set_axis_off()
         _words(stage, 0.05, 3.95, "Student", INK, 11)
-        _words(stage, 0.05, 3.73, f"views of one {short(images.class_names[images.labels[first]], 18)}", FAINT)
+        _words(stage, 0.05, 3.73, f"views of one {_class_of(images, first)}", FAINT)
         _words(stage, 2.7, 3.95, "Teacher", INK, 11)
         _words(stage, 2.7, 3.73, "another of its class" if config.objective.labels else "another view of it", FAINT)
         _image(figure, masked[0], (0.05, 2.35), 1.25)
