@@ -115,6 +115,26 @@ def test_images_that_were_held_out_are_not_called_unseen_classes(tmp_path: Path)
     assert "unseen class" not in page
 
 
+def test_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    images = open_split(api.resolve("patterns-pretrain").data, "test")
+    for row in range(0, len(images), 4):
+        split = "train" if images.labels[row] < 6 else "test"
+        place = tmp_path / "photos" / split / images.class_names[images.labels[row]]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images.load(row).permute(1, 2, 0).numpy()).save(place / f"{row:04}.png")
+    for place in (tmp_path / "photos" / "test").iterdir():
+        min(place.iterdir()).write_bytes(b"no image")
+    words = ("data=photos", "data.on_error=skip", "out=run", "epochs=1", "batch_size=16", "validation.every=0",
+             "evaluation.query=2", "evaluation.shots=[1]")  # fmt: skip
+    assert smkd("pretrain", "patterns-pretrain", *words, cwd=tmp_path).returncode == 0
+    done = smkd("report", "run", "-o", "page.html", "--episodes", "20", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "page.html").read_text()
+    assert headings(page)[:3] == ["Result", "What could not be shown", "How it learns"]
+    assert "cannot read image" in page
+    assert "Hardest classes" in headings(page)
+
+
 def test_two_runs_of_one_name(runs: Path, tmp_path: Path) -> None:
     for place in ("a", "b"):
         shutil.copytree(runs / "one", tmp_path / place / "run")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,7 @@ from smkd.viz.curves import read_history, run_curves
 from smkd.viz.embedding import embedding_figure, embedding_image, project
 from smkd.viz.episode import episode_tiles, typical_episode
 from smkd.viz.page import PageSection, write_page
-from smkd.viz.patch_pictures import attention_tiles, matches_picture, seen_squares
-from smkd.viz.seen import match_patches, see
+from smkd.viz.patch_pictures import attention_tiles, drawn_matches
 from smkd.viz.tiles import picture
 from smkd.viz.views import phase_picture
 
@@ -54,7 +53,7 @@ def write_report(runs: Sequence[str | Path], out: Path, data: str | Path | None 
         ConfigError: a folder is no run, or the page cannot be written.
     """
     story = measured_story([Path(run) for run in runs], data, episodes, accelerator)
-    sections = [section for section in _sections(story) if section is not None]
+    sections = _sections(story)
     with explained(out, ConfigError, option="--out"):
         write_page(out, " and ".join(story.names), _lead(story), sections)
     return story
@@ -84,22 +83,35 @@ def _lead(story: Story) -> str:
     return f"{size} was trained for {done} of {phase} from {start}, on {data}{classes}."
 
 
-def _sections(story: Story) -> list[PageSection | None]:
-    pair = story.stages[-2:]
-    images = story.measured
-    made: list[PageSection | None] = [_result(story)]
-    if story.missing:
-        made.append(PageSection("What could not be shown", "\n".join(story.missing)))
+def _sections(story: Story) -> list[PageSection]:
+    """The parts of the page; what cannot be made, as of an image that cannot be read, is named behind the result."""
+    pair, images, kind = story.stages[-2:], story.measured, story.unseen_class
+    made: list[PageSection] = []
+
+    def tell(section: Callable[..., PageSection | None], *given: object) -> None:
+        try:
+            told = section(*given)
+        except SmkdError as error:
+            story.missing.append(str(error))
+        else:
+            made.extend([] if told is None else [told])
+
+    tell(_result, story)
     if story.seen is not None:
-        made.append(_how(story, story.seen))
+        tell(_how, story, story.seen)
     if images is not None and pair:
+        # of a split with images that cannot be read, rows of the features are not images
         whole = len(pair[-1].features.labels) == len(images)
-        if whole:  # else rows are not images: some could not be read
-            made.append(_episode(story, images, pair[-1]))
-        made += [_correspondences(images, pair, story.unseen_class), _attention(images, pair)]
         if whole:
-            made.append(_map(images, pair, story.unseen_class))
-    made += [_curves(story), _hardest(story), _settings(story), _environment(story), _next(story)]
+            tell(_episode, story, images, pair[-1])
+        tell(_correspondences, images, pair, kind)
+        tell(_attention, images, pair)
+        if whole:
+            tell(_map, images, pair, kind)
+    for section in (_curves, _hardest, _settings, _environment, _next):
+        tell(section, story)
+    if story.missing:
+        made.insert(1, PageSection("What could not be shown", "\n".join(story.missing)))
     return made
 
 
@@ -125,14 +137,10 @@ def _result(story: Story) -> PageSection:
 def _how(story: Story, seen: Images) -> PageSection:
     shown = {config.phase: config for config in story.configs}
     drawn = []
+    pair = np.flatnonzero(seen.labels == np.bincount(seen.labels).argmax())[:2].tolist()
     for phase, config in shown.items():
-        try:
-            label = int(np.bincount(seen.labels, minlength=1).argmax())
-            pair = np.flatnonzero(seen.labels == label)[:2].tolist()
-            caption = f"{PHASES[phase]}. The teacher is a moving average of the student."
-            drawn.append((phase_picture(seen, config, pair), caption))
-        except SmkdError as error:
-            story.missing.append(f"the picture of {phase}: {error}")
+        caption = f"{PHASES[phase]}. The teacher is a moving average of the student."
+        drawn.append((phase_picture(seen, config, pair), caption))
     return PageSection(
         "How it learns", "The student sees parts of images, with some patches hidden (grey). It learns to say what a "
         "slow copy of itself, the teacher, says of whole views. Phase 1 needs no labels: both look at one image. "
@@ -169,14 +177,8 @@ def _correspondences(images: Images, pair: Sequence[Stage], kind: str) -> PageSe
     for label in dict.fromkeys((classes[len(classes) // 3], classes[2 * len(classes) // 3])):
         loaded = [images.load(int(row)) for row in np.flatnonzero(images.labels == label)[:2]]
         for stage in pair:
-            seen = see(stage.encoder, loaded)
-            assert seen is not None
-            matches = match_patches(seen.patches[0], seen.patches[1], seen.attention[0])[:DRAWN_MATCHES]
-            squares = seen_squares(stage.encoder, loaded)
-            drawn.append((
-                matches_picture(squares[0], squares[1], matches, seen.grid),
-                f"{images.class_names[label]}, {stage.name}: the {len(matches)} matches that add most.",
-            ))  # fmt: skip
+            picture, _, _ = drawn_matches(stage.encoder, loaded, DRAWN_MATCHES)
+            drawn.append((picture, f"{images.class_names[label]}, {stage.name}: the {DRAWN_MATCHES} that add most."))
     return PageSection(
         "Patches that correspond", f"Two images of one {kind}. Each patch of the left image is matched with the "
         "patch of the right one whose feature is nearest; the matches with the largest attention times cosine are "
@@ -225,10 +227,7 @@ def _map(images: Images, pair: Sequence[Stage], kind: str) -> PageSection | None
 
 
 def _curves(story: Story) -> PageSection | None:
-    try:
-        curves = run_curves(story.names)
-    except SmkdError as error:
-        return PageSection("Training", f"The curves cannot be drawn: {error}")
+    curves = run_curves(story.names)
     drawn = [(curve.figure, curve.reading) for curve in curves.values()]
     return PageSection("Training", figures=drawn) if drawn else None
 

@@ -13,6 +13,7 @@ from smkd.config.protocol import ProtocolConfig
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
 from smkd.data.images import Images
+from smkd.engine.runs import named_runs
 from smkd.errors import ConfigError, SmkdError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.features import Features, pixel_stream
@@ -69,9 +70,8 @@ class Story:
 
     @property
     def names(self) -> dict[str, Path]:
-        """Runs by what to call them: the folder's name, or its path where two have the same."""
-        short = [run.resolve().name for run in self.runs]
-        return {str(run) if short.count(name) > 1 else name: run for name, run in zip(short, self.runs, strict=True)}
+        """See `named_runs`."""
+        return named_runs(self.runs)
 
     def rows(self) -> dict[str, list[Result]]:
         """Results by name."""
@@ -90,7 +90,7 @@ def measured_story(runs: list[Path], data: str | Path | None, episodes: int | No
     story = _opened(runs, data, episodes)
     try:
         story.measured = open_split(story.configs[-1].data, story.protocol.split)
-        story.seen = open_split(story.configs[-1].data, "train")
+        story.seen = open_split(story.configs[-1].data, "train", labelled=story.configs[-1].needs_labels)
     except SmkdError as error:
         story.missing.append(f"the images are not at hand, so nothing is measured: {error}")
     if story.measured is not None:

@@ -84,20 +84,14 @@ def matches(
 ) -> None:  # fmt: skip
     """Patches of two images that match, with the cosines and the weights of the matches that add most."""
     from smkd.viz.explain import MATCHES
-    from smkd.viz.patch_pictures import matches_picture, seen_squares
-    from smkd.viz.seen import match_patches, see
+    from smkd.viz.patch_pictures import drawn_matches
     from smkd.viz.tiles import Tile, sheet
 
     encoder = _encoder(model, which, recipe, attention_heads, accelerator, out)
-    loaded = _loaded([first, second])
-    seen = see(encoder, loaded)
-    assert seen is not None
-    found = match_patches(seen.patches[0], seen.patches[1], seen.attention[0])
-    squares = seen_squares(encoder, loaded)
-    picture = matches_picture(squares[0], squares[1], found[:MATCHES], seen.grid)
+    picture, found, grid = drawn_matches(encoder, _loaded([first, second]), MATCHES)
     _save(out, sheet([Tile(picture, f"{first.name} and {second.name}")], 1, inches=5))
     for number, match in enumerate(found[:MATCHES], start=1):
-        places = " and ".join(f"row {p // seen.grid + 1}, column {p % seen.grid + 1}" for p in match[:2])
+        places = " and ".join(f"row {p // grid + 1}, column {p % grid + 1}" for p in match[:2])
         say(f"{number}: {places}: cosine {match.cosine:.2f}, weight {match.weight:.3f}")
     say(f"patch-by-patch similarity {sum(match.weight * match.cosine for match in found):.3f}")
 
@@ -167,12 +161,11 @@ def curves(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.")], out: PictureFile
 ) -> None:
     """Losses, accuracy, the teacher's entropy, prototypes and NMI of runs, side by side."""
+    from smkd.engine.runs import named_runs
     from smkd.viz.curves import stacked_curves
 
     _check_suffix(out)
-    names = [run.resolve().name for run in runs]
-    named = {str(run) if names.count(name) > 1 else name: run for name, run in zip(names, runs, strict=True)}
-    _save(out, stacked_curves(named))
+    _save(out, stacked_curves(named_runs(runs)))
 
 
 PICTURES: tuple[tuple[str, Callable[..., None], str], ...] = (

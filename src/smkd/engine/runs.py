@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,12 @@ def find_runs(place: Path) -> list[Path]:
     if not found:
         raise ConfigError(f"'{place}' holds no run, which is a folder with {' and '.join(MARKS)}")
     return found
+
+
+def named_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by what to call them: the folder's name, or its path where two have the same."""
+    names = [run.resolve().name for run in runs]
+    return {str(run) if names.count(name) > 1 else name: run for name, run in zip(names, runs, strict=True)}
 
 
 def run_summary(folder: Path) -> RunSummary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from smkd.classify.encoder import Encoder
 from smkd.data.augment import resize_center_crop
-from smkd.viz.seen import Match, SeenPatches, holding, see
+from smkd.viz.seen import Match, SeenPatches, holding, match_patches, see
 from smkd.viz.tiles import Tile
 
 DIMMED = 0.25
@@ -104,6 +105,35 @@ def mass_picture(square: Image.Image, kept: Tensor, grid: int) -> Image.Image:
 def seen_squares(encoder: Encoder, images: Sequence[Tensor]) -> list[Image.Image]:
     """What the backbone sees of images, uint8 [3, height, width] each."""
     return [central_square(image, encoder.config.resize, encoder.config.crop) for image in images]
+
+
+class DrawnMatches(NamedTuple):
+    """Matched patches of two images.
+
+    Attributes:
+        picture: the images side by side, with the matches that add most.
+        matches: of all patches of the first image, the largest contribution first.
+        grid: patches along a side.
+    """
+
+    picture: Image.Image
+    matches: list[Match]
+    grid: int
+
+
+def drawn_matches(encoder: Encoder, pair: Sequence[Tensor], count: int) -> DrawnMatches:
+    """Match the patches of two images, and draw the matches that add most.
+
+    Args:
+        encoder: with a network.
+        pair: uint8 [3, height, width] each; the first one's patches are matched.
+        count: how many are drawn.
+    """
+    seen = see(encoder, pair)
+    assert seen is not None
+    matches = match_patches(seen.patches[0], seen.patches[1], seen.attention[0])
+    first, second = seen_squares(encoder, pair)
+    return DrawnMatches(matches_picture(first, second, matches[:count], seen.grid), matches, seen.grid)
 
 
 def attention_tiles(encoder: Encoder, images: Sequence[Tensor], names: Sequence[str], *, heads: bool) -> list[Tile]:

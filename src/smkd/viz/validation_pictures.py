@@ -11,8 +11,7 @@ from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split, open_validation
 from smkd.models.vit import VisionTransformer
 from smkd.viz.explain import MATCHES
-from smkd.viz.patch_pictures import attention_tiles, matches_picture, seen_squares
-from smkd.viz.seen import match_patches, see
+from smkd.viz.patch_pictures import attention_tiles, drawn_matches
 from smkd.viz.tiles import mosaic
 from smkd.viz.views import view_tiles
 
@@ -51,10 +50,5 @@ def validation_pictures(backbone: VisionTransformer, config: RunConfig, device: 
     }
     twins = np.flatnonzero(images.labels == images.labels[0])[:2].tolist()
     if len(twins) == 2:
-        pair = [images.load(row) for row in twins]
-        seen = see(encoder, pair)
-        assert seen is not None
-        matches = match_patches(seen.patches[0], seen.patches[1], seen.attention[0])[:MATCHES]
-        first, second = seen_squares(encoder, pair)
-        made["pictures/matches"] = matches_picture(first, second, matches, seen.grid)
+        made["pictures/matches"] = drawn_matches(encoder, [images.load(row) for row in twins], MATCHES).picture
     return made
