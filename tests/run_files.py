@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,14 @@ def settings(*words: str) -> list[str]:
 def run(*words: str, recipe: str = "debug-pretrain") -> Path:
     config = api.resolve(recipe, settings(*words))
     return api.pretrain(config) if config.phase == "pretrain" else api.distill(config)
+
+
+def two_phases(folder: Path) -> None:
+    """Short runs of both phases on patterns: `one` and `two`."""
+    words = ("data.limit_per_class=4", "batch_size=64", "epochs=2", "validation.episodes=20", "log_every=2")
+    with contextlib.chdir(folder):
+        api.pretrain(api.resolve("patterns-pretrain", ["out=one", *words]))
+        api.distill(api.resolve("patterns-distill", ["out=two", "init=one", *words]))
 
 
 def files() -> dict[str, bytes]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from command_line import refused, smkd
+from run_files import two_phases
 from smkd import api
 from smkd.classify.encoder import open_encoder
 from smkd.config.protocol import ProtocolConfig
@@ -27,17 +28,12 @@ from smkd.viz.patch_pictures import attention_tiles
 from smkd.viz.seen import holding, see
 from smkd.viz.views import _views, phase_picture, view_tiles
 
-LESS = ("data.limit_per_class=4", "batch_size=64", "epochs=2", "validation.episodes=20", "log_every=2")
-
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of each phase, `one` and `two`, and images of unseen classes in `photos`."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        api.pretrain(api.resolve("patterns-pretrain", ["out=one", *LESS]))
-        api.distill(api.resolve("patterns-distill", ["out=two", "init=one", *LESS]))
+    two_phases(folder)
     images = open_split(api.resolve("patterns-pretrain").data, "test")
     for row in range(0, len(images), 20):
         place = folder / "photos" / images.class_names[images.labels[row]]

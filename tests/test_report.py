@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from command_line import smkd
+from run_files import two_phases
 from smkd import api
 from smkd.data.datasets import open_split
 
 pytestmark = pytest.mark.slow
-LESS = ("data.limit_per_class=4", "batch_size=64", "epochs=2", "validation.episodes=20", "log_every=2")
 STORY = [
     "Result", "How it learns", "One episode", "Patches that correspond", "Where [CLS] looks", "A map of unseen classes",
     "Training", "Hardest classes", "Settings that differ from the recipe", "Environment and commands",
@@ -27,10 +27,7 @@ STORY = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run of each phase, `one` and `two`, and the page of both."""
     folder = tmp_path_factory.mktemp("report")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        api.pretrain(api.resolve("patterns-pretrain", ["out=one", *LESS]))
-        api.distill(api.resolve("patterns-distill", ["out=two", "init=one", *LESS]))
+    two_phases(folder)
     done = smkd("report", "one", "two", "-o", "both.html", "--episodes", "50", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder
