@@ -1,4 +1,4 @@
-"""A transformer block: attention, the MLP of each token, LayerScale and stochastic depth."""
+"""A transformer block: the MLP of each token, LayerScale and stochastic depth around attention."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LAYER_NORM_EPS = 1e-6
+from smkd.models.attention import Attention, Rotation
 
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines for the patch tokens, [patches, head dim] each."""
+LAYER_NORM_EPS = 1e-6
 
 
 class Mlp(nn.Module):
@@ -49,46 +48,6 @@ class SwiGlu(nn.Module):
         gate, value = self.fc1(x).chunk(2, dim=-1)  # [..., hidden] each
         out: Tensor = self.fc2(F.silu(gate) * value)
         return out
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention."""
-
-    def __init__(self, dim: int, num_heads: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def _split(self, x: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        # [images, tokens, 3 * dim] -> three of [images, heads, tokens, head dim]
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        if rotation is not None:
-            q, k = rotated(q, rotation), rotated(k, rotation)
-        return q, k, v
-
-    def forward(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """[images, tokens, dim] -> the same; with rotary positions the patch tokens come last."""
-        return self._mixed(*self._split(x, rotation))
-
-    def cls_row(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
-        """Attention of the first token to all tokens, softmax in float32: [images, heads, tokens]."""
-        q, k, _ = self._split(x, rotation)
-        return self._row(q, k)
-
-    def with_row(self, x: Tensor, rotation: Rotation | None = None) -> tuple[Tensor, Tensor]:
-        """What `forward` and `cls_row` give, with the projections computed once."""
-        q, k, v = self._split(x, rotation)
-        return self._mixed(q, k, v), self._row(q, k)
-
-    def _mixed(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        out: Tensor = self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return out
-
-    def _row(self, q: Tensor, k: Tensor) -> Tensor:
-        scores = (q[:, :, :1] * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [images, heads, 1, tokens]
-        row: Tensor = scores[:, :, 0].float().softmax(dim=-1)  # [images, heads, tokens]
-        return row
 
 
 class LayerScale(nn.Module):
@@ -159,13 +118,3 @@ class Block(nn.Module):
     def cls_attention(self, x: Tensor, rotation: Rotation | None = None) -> Tensor:
         """[CLS] row of this block's attention for its input x: [images, heads, tokens]."""
         return self.attn.cls_row(self.norm1(x), rotation)
-
-
-def rotated(x: Tensor, rotation: Rotation) -> Tensor:
-    """Queries or keys [images, heads, tokens, head dim] with their last tokens, the patches, turned."""
-    cosines, sines = rotation
-    places = cosines.shape[0]
-    others, patches = x[:, :, :-places], x[:, :, -places:]  # [images, heads, other or patch tokens, head dim]
-    first, second = patches.chunk(2, dim=-1)  # [images, heads, patches, half of head dim]
-    turned = patches * cosines + torch.cat([-second, first], dim=-1) * sines
-    return torch.cat([others, turned.to(x.dtype)], dim=2)
