@@ -36,7 +36,8 @@ from smkd.engine.bench import synthetic_views
 from smkd.engine.optim import rates_at
 from smkd.engine.step import Learner
 from smkd.engine.stopping import TIME_IS_UP
-from smkd.files import cores, written_aside
+from smkd.files import written_aside
+from smkd.machine import cores
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -21,7 +21,7 @@ from smkd.engine import run_folder, writer
 from smkd.engine.checkpoint import bytes_of, first_not_finite
 from smkd.engine.step import Learner
 from smkd.engine.writer import Writer
-from smkd.files import free_memory
+from smkd.machine import free_memory
 
 WAYS = {"loop": lambda: 0, "background": free_memory}
 """How much memory is said to be free."""

@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from command_line import refused, smkd
-from smkd import SPINS
 from smkd.config import loading
 from smkd.engine.bench import BUSY, STEP_PARTS, busy_processes, matmul_tflops, measure_steps, synthetic_views
+from smkd.machine import SPINS
 from smkd.models.vit import SIZES
 
 

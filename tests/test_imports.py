@@ -18,7 +18,7 @@ PACKAGES = (
 # arrows to the left that are left out on purpose: a model sees tensors, not batches
 FORBIDDEN = {("models", "data")}
 # top-level modules that every package may use, and that use nothing but each other
-SUPPORT = ("errors", "files", "processes", "progress", "distributed", "device", "extensions", "download")
+SUPPORT = ("errors", "files", "machine", "processes", "progress", "distributed", "device", "extensions", "download")
 # top-level modules that wire the packages together and may import everything
 ENTRY = ("__init__", "__main__", "api", "cli", "demo", "adaptation", "report", "story")
 UNWANTED = ("torchvision", "timm")

@@ -22,7 +22,7 @@ from smkd.data.sources import opened_once
 from smkd.data.torch_dataset import LabelledImages
 from smkd.device import pick_device
 from smkd.engine.launch import launch
-from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
+from smkd.engine.restore import backbone_of, has_settings, load, open_checkpoint
 from smkd.errors import ConfigError, DataError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.candidates import candidates, narrowed, numbered, together, written
@@ -32,7 +32,7 @@ from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, printable, sha256
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
-from smkd.weights.load import FOREIGN_RECIPE, MARK
+from smkd.weights.load import MARK
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]
 
@@ -67,24 +67,6 @@ def distill(config: RunConfig, images: GivenImages | None = None) -> Path:
         SmkdError: wrong settings or data; the message is one line that says what to change.
     """
     return _train(config, "distill", images)
-
-
-def load(
-    where: str | Path, network: Literal["teacher", "student"] = "teacher", heads: int | None = None
-) -> VisionTransformer:
-    """Trained backbone in evaluation mode on the CPU.
-
-    Args:
-        where: run folder, checkpoint, or weights of another project (docs/weights.md).
-        network: 'teacher' or 'student' of a checkpoint.
-        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
-
-    Raises:
-        CheckpointError: the file is missing, unreadable, has NaN, or is no ViT of a kind that this package has.
-    """
-    # of the settings only the backbone's matter here, and they come from the weights
-    state, _ = open_checkpoint(where, resolve(FOREIGN_RECIPE), heads)
-    return backbone_of(state, str(where), network)[0]
 
 
 def evaluate(

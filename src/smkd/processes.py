@@ -16,7 +16,8 @@ from multiprocessing.connection import wait
 from typing import TextIO
 
 from smkd.errors import DataError, SmkdWarning
-from smkd.files import cores, printable
+from smkd.files import printable
+from smkd.machine import cores
 
 GUARD = 'start it below `if __name__ == "__main__":` (the main guard), in a script that is a file'
 DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: (.+?)\.|exited)")

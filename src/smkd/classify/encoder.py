@@ -26,7 +26,8 @@ from smkd.engine.restore import backbone_of, has_settings, open_checkpoint
 from smkd.errors import CheckpointError, ConfigError
 from smkd.fewshot.candidates import numbered
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
-from smkd.files import cores, expanded
+from smkd.files import expanded
+from smkd.machine import cores
 from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.processes import allowed

@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from smkd.data.decoding import shape
 from smkd.data.images import StoredImages
 from smkd.errors import DataError
-from smkd.files import PARTIAL, free_memory
+from smkd.files import PARTIAL
+from smkd.machine import free_memory
 from smkd.processes import end_with_parent
 from smkd.progress import T, Track
 

@@ -21,7 +21,7 @@ from smkd.data.images import Images
 from smkd.data.sampler import EpochSampler, Pick
 from smkd.device import to_device
 from smkd.errors import DataError
-from smkd.files import cores
+from smkd.machine import cores
 from smkd.processes import allowed, end_with_parent, heed_only_parent
 from smkd.progress import T
 

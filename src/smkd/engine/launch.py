@@ -22,6 +22,7 @@ from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 
 from smkd import distributed
@@ -32,6 +33,7 @@ from smkd.engine.evaluator import Evaluator
 from smkd.engine.stopping import Listener
 from smkd.engine.train import train
 from smkd.errors import ConfigError, SmkdError, Stopped
+from smkd.machine import cores
 from smkd.processes import (
     GUARD,
     allowed,
@@ -211,12 +213,18 @@ def _report(ended: Sequence[int | None], folder: Path, is_asked: bool) -> None:
     raise SmkdError(f"process {rank} of {len(ended)} failed: {told.strip().splitlines()[-1]}") from RuntimeError(told)
 
 
+def _threads_each(processes: int) -> int:
+    """PyTorch's threads of each of several processes, which share the cores."""
+    return min(torch.get_num_threads(), max(1, cores() // processes))
+
+
 def _worker(config: RunConfig, evaluator: Evaluator | None, folder: Path, rank: int, port: int, in_lines: bool) -> None:
     """Train as one of several; what goes wrong is left in a file, and the exit code makes the parent stop the rest."""
     end_with_parent()
     end_at_interrupts()
     if in_lines:
         warnings.showwarning = show_warning
+    torch.set_num_threads(_threads_each(config.devices))
     (folder / f"{rank}.started").touch()
     os.environ |= {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(config.devices),

@@ -1,10 +1,10 @@
-"""From checkpoints back to networks."""
+"""From checkpoints back to networks and runs."""
 
 from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
@@ -13,14 +13,35 @@ from smkd.config.run_config import RunConfig
 from smkd.engine import checkpoint, shard
 from smkd.engine.checkpoint_schema import RESUMED, checked_optimizer, needed
 from smkd.engine.optim import grouped
-from smkd.engine.step import Learner
 from smkd.errors import CheckpointError
 from smkd.files import expanded
 from smkd.models.vit import VisionTransformer
-from smkd.weights import fetch, load, read, smkd_file
+from smkd.weights import fetch, read, smkd_file
 from smkd.weights.architecture import Architecture, check_described
 from smkd.weights.attention_heads import check_heads
+from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK, fit_to_run, imported, without_later_blocks
 from smkd.weights.rename import BACKBONE, HEAD, without_prefix
+
+if TYPE_CHECKING:
+    from smkd.engine.step import Learner
+
+
+def load(
+    where: str | Path, network: Literal["teacher", "student"] = "teacher", heads: int | None = None
+) -> VisionTransformer:
+    """Trained backbone in evaluation mode on the CPU.
+
+    Args:
+        where: run folder, checkpoint, or weights of another project (docs/weights.md).
+        network: 'teacher' or 'student' of a checkpoint.
+        heads: number of attention heads of weights of another project; none finds or guesses it (docs/weights.md).
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, has NaN, or is no ViT of a kind that this package has.
+    """
+    # of the settings only the backbone's matter here, and they come from the weights
+    state, _ = open_checkpoint(where, loading.resolve(FOREIGN_RECIPE), heads)
+    return backbone_of(state, str(where), network)[0]
 
 
 def open_checkpoint(
@@ -51,7 +72,7 @@ def open_checkpoint(
         raise CheckpointError(
             f"'{source}' is not a checkpoint of smkd; foreign weights need --recipe, or `smkd import`"
         )
-    return load.imported(content, source, base, heads=heads, beside=file), file
+    return imported(content, source, base, heads=heads, beside=file), file
 
 
 def is_ours(content: dict[str, Any]) -> bool:
@@ -61,7 +82,7 @@ def is_ours(content: dict[str, Any]) -> bool:
 
 def has_settings(state: dict[str, Any]) -> bool:
     """Whether what `open_checkpoint` gave has settings of its own, not those of `base`."""
-    return is_ours(state) or load.EXPORTED in state
+    return is_ours(state) or EXPORTED in state
 
 
 def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list[str]:
@@ -73,17 +94,17 @@ def restore(learner: Learner, state: dict[str, Any], *, optimizer: bool) -> list
     Raises:
         CheckpointError: names or shapes do not fit this configuration.
     """
-    needed(state, RESUMED if optimizer and load.MARK not in state else RESUMED[:3], "checkpoint")
+    needed(state, RESUMED if optimizer and MARK not in state else RESUMED[:3], "checkpoint")
     parts: list[tuple[str, nn.Module]] = [
         ("student", learner.pair.student), ("teacher", learner.pair.teacher), ("objective", learner.objective)
     ]  # fmt: skip
-    state, lines = load.without_later_blocks(state, learner.config.model)
-    foreign = load.MARK in state
+    state, lines = without_later_blocks(state, learner.config.model)
+    foreign = MARK in state
     if foreign:
         if optimizer:
             raise CheckpointError("init_optimizer=true, but imported weights come without an optimiser's state")
         own_states = {name: module.state_dict() for name, module in parts}
-        state, fitted = load.fit_to_run(state, learner.config, own_states)
+        state, fitted = fit_to_run(state, learner.config, own_states)
         lines += fitted
     for name, module in parts:
         own, given = module.state_dict(), state[name]

@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 
 from smkd.engine.checkpoint import bytes_of
-from smkd.files import free_memory
+from smkd.machine import free_memory
 
 State = dict[str, Any]
 

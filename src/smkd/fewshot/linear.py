@@ -58,7 +58,8 @@ class Logistic(InductiveHead):
         """See `InductiveHead.fit`."""
         features = support.double()
         is_alone = len(features) == 1 and features.device.type == "cpu" and bool(labels.any())
-        small = features if is_alone and features.shape[2] <= features.shape[1] else _isometric(features)
+        # for one support, fewer channels are worth the search for them only where they are much fewer
+        small = features if is_alone and features.shape[2] <= 2 * features.shape[1] else _isometric(features)
         problem = _Problem(small, one_hot(labels, features.dtype).transpose(1, 2), self.c)
         point = _lbfgs(problem, labels[0], self.tolerance) if is_alone else problem.zero()
         if self.is_exact or not is_alone:

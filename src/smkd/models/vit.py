@@ -163,8 +163,9 @@ class VisionTransformer(nn.Module):
         Raises:
             ConfigError: sizes that do not divide.
         """
-        made = cls.from_config(config, mask_token="mask_token" in weights)
-        made.load_state_dict(dict(weights))
+        with torch.device("meta"):  # to draw weights takes as long as to read a file
+            made = cls.from_config(config, mask_token="mask_token" in weights)
+        made.to_empty(device="cpu").load_state_dict(dict(weights))
         return made.eval()
 
     def freeze(self, last: int) -> None:

@@ -12,7 +12,8 @@ from typing import Literal
 
 from smkd.download import OnBytes, download
 from smkd.errors import ChecksumError, DataError, DownloadError
-from smkd.files import cores, expanded, explained
+from smkd.files import expanded, explained
+from smkd.machine import cores
 from smkd.prepare.archives import reading
 from smkd.prepare.build import Plan, Target, build_folder
 from smkd.prepare.caltech import plan_caltech, repeats

@@ -11,14 +11,6 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 from urllib.request import getproxies
 
-import huggingface_hub
-from huggingface_hub import constants
-from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every version has them
-    EntryNotFoundError,
-    GatedRepoError,
-    LocalEntryNotFoundError,
-)
-
 from smkd.download import download
 from smkd.errors import CheckpointError, ChecksumError, DownloadError, SmkdWarning
 from smkd.files import expanded, explained, sha256
@@ -163,6 +155,8 @@ def _from_hub(source: str, names: tuple[str, ...] = WEIGHT_FILES, what: str = "w
 
 def _is_offline() -> bool:
     """Whether the Hub's name is not known here; its own library would ask again for half a minute."""
+    from huggingface_hub import constants
+
     if getproxies():
         return False
     try:
@@ -180,6 +174,15 @@ def _hub_file(source: str, repository: str, revision: str | None, name: str, awa
         repository, revision, name: of the file.
         away: what to do where the Hub cannot be reached.
     """
+    # with its HTTP library it takes as long to load as a small network
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]  # where every version has them
+        EntryNotFoundError,
+        GatedRepoError,
+        LocalEntryNotFoundError,
+    )
+
     try:
         with warnings.catch_warnings():
             # a disk that is too small is told below
