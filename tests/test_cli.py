@@ -35,6 +35,19 @@ def test_help_answers_at_once() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("code", "unwanted"),
+    [
+        ("smkd.load", {"rich", "httpx", "httpx2", "h5py", "PIL", "sklearn", "torch._dynamo"}),
+        ("import smkd.classify.classifier", {"httpx", "httpx2", "sklearn", "scipy", "pandas", "torch._dynamo"}),
+    ],
+)
+def test_what_loads_slowly_is_loaded_where_it_is_needed(code: str, unwanted: set[str]) -> None:
+    code = f"import smkd, sys; {code}; print(*({unwanted} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "\n"
+
+
 def test_version() -> None:
     assert smkd("--version").stdout.strip() == metadata.version("smkd")
 

@@ -16,6 +16,7 @@ from smkd import extensions
 from smkd.errors import ConfigError
 from smkd.fewshot.head import rule_products
 from smkd.fewshot.heads import head_names, heads, make_head
+from smkd.fewshot.linear import balanced_logistic
 from smkd.fewshot.sgd import Classifier, Start, train_dist, train_softmax
 
 Array = NDArray[np.float64]
@@ -162,18 +163,29 @@ def test_logistic_reaches_the_minimum(c: float) -> None:
         assert np.abs(scores[number].double().numpy() - expected).max() < 1e-3 * size
 
 
+@pytest.mark.parametrize("shots", [8, 40])
 @pytest.mark.parametrize("way", [1, 2, 6])
 @pytest.mark.parametrize("dim", [5, 400])
 @pytest.mark.parametrize("c", [0.1, 1.0, 10.0])
-def test_a_single_support_has_the_answers_of_one_among_many(c: float, dim: int, way: int) -> None:
-    """The first is solved by scikit-learn, the second side by side with another."""
+def test_a_single_support_has_the_answers_of_one_among_many(c: float, dim: int, way: int, shots: int) -> None:
+    """The first is solved by scikit-learn where its images are many, the second side by side with another."""
     generator = torch.Generator().manual_seed(way)
-    labels = torch.arange(way).repeat_interleave(8)[None]
-    support = torch.randn(2, 8 * way, dim, generator=generator) + 2 * torch.randn(1, 1, dim, generator=generator)
+    labels = torch.arange(way).repeat_interleave(shots)[None]
+    support = torch.randn(2, shots * way, dim, generator=generator) + 2 * torch.randn(1, 1, dim, generator=generator)
     query, head = torch.randn(2, 20, dim, generator=generator), make_head(f"logistic:c={c}")
     expected = head(support, labels.expand(2, -1), query, torch.Generator())[:1]
     found = head(support[:1], labels, query[:1], torch.Generator())
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.parametrize("count", [(9, 40), (3, 1), (50, 50)])
+def test_a_balanced_regression_on_one_number_is_scikit_learns(count: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.normal(1, 1, count[0]), rng.normal(-1, 2, count[1])])
+    kinds = np.repeat([1, 0], count)
+    right = LogisticRegression(class_weight="balanced", tol=1e-10, max_iter=10_000).fit(values[:, None], kinds)
+    found = balanced_logistic(torch.from_numpy(values), torch.from_numpy(kinds == 1))
+    assert found == pytest.approx((right.coef_[0, 0], right.intercept_[0]), rel=1e-4, abs=1e-6)
 
 
 def slow_sgd(

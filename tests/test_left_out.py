@@ -12,11 +12,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from classify_data import blobs
-from smkd.classify import FewShotClassifier
+from smkd.classify import FewShotClassifier, open_encoder
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.known import Familiarities, familiarity
-from smkd.classify.left_out import LeftOutAccuracy, left_out
-from smkd.errors import CheckpointError
+from smkd.classify.left_out import CHOICE_ROUNDS, LeftOutAccuracy, _QuickLogistic, left_out
+from smkd.errors import CheckpointError, DataError
 from smkd.fewshot.heads import make_head
+from smkd.fewshot.linear import Logistic
 
 SIZES = (6, 31, 12, 1, 2)
 X, Y = blobs(SIZES, noise=1.6)
@@ -144,3 +146,33 @@ def test_a_file_from_before_is_read(classifier: FewShotClassifier, tmp_path: Pat
         save_file(tensors, tmp_path / "bent.smkd", {"smkd": bad})
         with pytest.raises(CheckpointError, match=r"temperature: .*; make it again"):
             FewShotClassifier.load(tmp_path / "bent.smkd")
+
+
+@pytest.mark.parametrize(("way", "images"), [(5, 40), (5, 12)])
+def test_heads_are_compared_as_well_as_they_do(way: int, images: int) -> None:
+    """Solved to the end, logistic regression has the same share of hard images right as in the choice of a head."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(way).repeat(images)
+    middles = torch.randn(way, 300, generator=generator)
+    support = middles[labels] + 7 * torch.randn(len(labels), 300, generator=generator)
+    for c in (1.0, 10.0):
+        quick, exact = (
+            float(left_out(head, support, labels, 0, CHOICE_ROUNDS).own.float().mean())
+            for head in (_QuickLogistic(c), Logistic(c))
+        )
+        assert 0.4 < exact < 0.9
+        assert quick == pytest.approx(exact, abs=0.03)
+
+
+def test_the_classifier_of_the_command_line_is_the_estimators() -> None:
+    values, names = blobs((6, 5, 7), noise=1.5)
+    encoder = open_encoder("pixels")
+    taught = ImageClassifier.taught(encoder, values.astype(np.float32), names.tolist(), head="auto", reading="own")
+    fitted = FewShotClassifier(head="auto").fit(values, names)
+    assert taught.head_ == fitted.head_
+    assert taught.left_out_ == fitted.left_out_
+    np.testing.assert_array_equal(taught.predict(values, reject=0.5), fitted.predict(values, reject=0.5))
+    np.testing.assert_array_equal(taught.predict_proba(values), fitted.predict_proba(values))
+    for wrong, line in ((values[:, 1:], r"X is \[18, 15\], expected features \[n, 16\]"), (values * np.nan, "NaN")):
+        with pytest.raises(DataError, match=line):
+            taught.predict(wrong)

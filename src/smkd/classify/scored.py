@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, roc_auc_score
 
 from smkd.classify.added import learned_rows, own_labels
-from smkd.classify.estimator import FewShotClassifier
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.left_out import SPREAD, ClassShare, left_out
 from smkd.classify.pictures import InputError
 from smkd.errors import DataError
@@ -216,7 +216,7 @@ class Scored:
 
 
 def score_features(
-    classifier: FewShotClassifier, features: Any, labels: Sequence[Any], *, images: Sequence[str] | None = None,
+    classifier: ImageClassifier, features: Any, labels: Sequence[Any], *, images: Sequence[str] | None = None,
     unknown: Any = None,
 ) -> Scored:  # fmt: skip
     """Results on features that the classifier has not learned from.
@@ -247,7 +247,7 @@ def score_features(
     )  # fmt: skip
 
 
-def score_left_out(classifier: FewShotClassifier, images: Sequence[str]) -> Scored | None:
+def score_left_out(classifier: ImageClassifier, images: Sequence[str]) -> Scored | None:
     """The same results from the support images, each left out in turn; None if no class has two images.
 
     Images of no class are those of a class that is left out.
@@ -270,7 +270,7 @@ def score_left_out(classifier: FewShotClassifier, images: Sequence[str]) -> Scor
     )  # fmt: skip
 
 
-def check_classes(names: Sequence[str], classifier: FewShotClassifier, folder: str) -> dict[str, Any]:
+def check_classes(names: Sequence[str], classifier: ImageClassifier, folder: str) -> dict[str, Any]:
     """From the names of class folders to the classifier's own labels (`smkd.classify.added.own_labels`).
 
     Raises:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from smkd.classify.classifier import ImageClassifier
     from smkd.classify.encoder import Encoded, Encoder
-    from smkd.classify.estimator import FewShotClassifier
     from smkd.classify.left_out import LeftOutAccuracy
 
 NONE = "none of these"
@@ -62,8 +62,8 @@ def fit(
 ) -> None:
     """Make a classifier from a few images per class."""
     from smkd.classify.choose_features import Reader, check_reading
+    from smkd.classify.classifier import ImageClassifier
     from smkd.classify.encoder import open_encoder
-    from smkd.classify.estimator import FewShotClassifier
     from smkd.classify.left_out import check_head
     from smkd.classify.pictures import support_images
 
@@ -77,8 +77,8 @@ def fit(
     _say(opened.report)
     paths = [images.name(index) for index in range(len(images))]
     encoder, values = reader.decided(_all(reader.encoder, paths), images.labels)
-    classifier = FewShotClassifier(encoder, head, reading=features)
-    classifier.fit(values, [images.class_names[label] for label in images.labels])
+    names = [images.class_names[label] for label in images.labels]
+    classifier = ImageClassifier.taught(encoder, values, names, head=head, reading=features)
     classifier.save(out)
     if json_file is not None:
         write_json(json_file, _record(classifier))
@@ -106,10 +106,10 @@ def predict(
 ) -> None:
     """Classify images; exit code 1 if some could not be read."""
     from smkd.classify.answers import answer_rows, answers_csv
-    from smkd.classify.estimator import FewShotClassifier
+    from smkd.classify.classifier import ImageClassifier
     from smkd.classify.pictures import listed_images
 
-    loaded = FewShotClassifier.load(classifier)
+    loaded = ImageClassifier.load(classifier)
     if loaded.encoder_ is None:
         raise ConfigError(f"'{classifier}' was made from features and has no backbone to look at images with")
     paths = listed_images(images)
@@ -161,7 +161,7 @@ def search(
         say(f"{cosine:7.4f}  {name}")
 
 
-def _save_report(path: Path, classifier: FewShotClassifier, images: list[str], about: str) -> None:
+def _save_report(path: Path, classifier: ImageClassifier, images: list[str], about: str) -> None:
     from smkd.classify.scored import score_left_out
     from smkd.viz.scored_page import save_page
 
@@ -207,7 +207,7 @@ def count_unreadable(count: int) -> None:
         raise typer.Exit(1)
 
 
-def summary(classifier: FewShotClassifier) -> list[str]:
+def summary(classifier: ImageClassifier) -> list[str]:
     """What was learned, a line each."""
     from smkd.classify.left_out import SHOTS
 
@@ -227,7 +227,7 @@ def summary(classifier: FewShotClassifier) -> list[str]:
     ]
 
 
-def _features(classifier: FewShotClassifier) -> list[str]:
+def _features(classifier: ImageClassifier) -> list[str]:
     """What is read of the backbone, and why; nothing without a network."""
     which = _read_features(classifier)
     if which is None:
@@ -238,7 +238,7 @@ def _features(classifier: FewShotClassifier) -> list[str]:
     return [f"features: {which}{why.get(classifier.reading, '')}"]
 
 
-def _read_features(classifier: FewShotClassifier) -> str | None:
+def _read_features(classifier: ImageClassifier) -> str | None:
     from smkd.fewshot.candidates import numbered, written
 
     encoder = classifier.encoder_
@@ -266,7 +266,7 @@ def _left_out(left: LeftOutAccuracy) -> list[str]:
     return [*lines, *(f"--reject {reject}: {said}" for reject in REJECTS if (said := left.threshold(reject)))]
 
 
-def _record(classifier: FewShotClassifier) -> dict[str, Any]:
+def _record(classifier: ImageClassifier) -> dict[str, Any]:
     """What was learned, as plain values."""
     labels = classifier.support_labels_.tolist()
     return {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from smkd.fewshot.head import InductiveHead, Rule, one_hot
@@ -39,7 +40,8 @@ class Logistic(InductiveHead):
     """Multinomial logistic regression, to convergence (as used by Tian et al., ECCV 2020).
 
     Minimises `c * sum of cross-entropies + |weight|² / 2`; the intercepts are not penalised. Episodes are solved side
-    by side; a single support by scikit-learn, which is faster there.
+    by side. A single support of more than `FEW` images is solved by scikit-learn, which is faster there but takes a
+    second to load.
     """
 
     fit_at_once: ClassVar[int] = 250
@@ -47,6 +49,8 @@ class Logistic(InductiveHead):
     """Of scikit-learn: largest part of the mean loss's gradient."""
     is_exact: ClassVar[bool] = True
     """Whether Newton's method ends what scikit-learn began."""
+    end: ClassVar[float] = 1e-7
+    """Of Newton's method: largest norm of the gradient, relative to that at zero."""
 
     c: float = 1.0
     """Inverse weight of the squared norm."""
@@ -61,20 +65,38 @@ class Logistic(InductiveHead):
         # for one support, fewer channels are worth the search for them only where they are much fewer
         small = features if is_alone and features.shape[2] <= 2 * features.shape[1] else _isometric(features)
         problem = _Problem(small, one_hot(labels, features.dtype).transpose(1, 2), self.c)
-        point = _lbfgs(problem, labels[0], self.tolerance) if is_alone else problem.zero()
-        if self.is_exact or not is_alone:
-            point = _newton(problem, point)
+        by_sklearn = is_alone and labels.shape[1] > FEW
+        point = _lbfgs(problem, labels[0], self.tolerance) if by_sklearn else problem.zero()
+        if self.is_exact or not by_sklearn:
+            point = _newton(problem, point, self.end)
         # where the gradient is zero, these are the weight's coefficients on the support
         coefficients = -problem.slope(point)[0]
         return Rule((coefficients.transpose(1, 2) @ features).to(support.dtype), point[1][:, 0].to(support.dtype))
 
 
+def balanced_logistic(values: Tensor, positive: Tensor) -> tuple[float, float]:
+    """Slope and intercept of a logistic regression on one number, both kinds with the same total weight.
+
+    Minimises `sum of weight * cross-entropy + slope² / 2`, where the weights of each kind add up to n / 2.
+
+    Args:
+        values: float [n].
+        positive: bool [n], with both kinds.
+    """
+    kinds = positive.long()
+    weight = len(kinds) / (2 * kinds.bincount().double()[kinds])
+    # the two ways get half of the slope each, so that the square of both together counts half
+    problem = _Problem(values.double()[None, :, None], F.one_hot(kinds)[None].double(), weight[None, :, None] / 2)
+    of_ways, intercepts = _newton(problem, problem.zero(), Logistic.end)
+    return float(of_ways[0, 0, 1] - of_ways[0, 0, 0]), float(intercepts[0, 0, 1] - intercepts[0, 0, 0])
+
+
+FEW = 64
+"""Images of a support that are solved without scikit-learn."""
 LBFGS_STEPS = 10_000
 NEWTON_STEPS = 100
 CG_STEPS = 250
 HALVINGS = 30
-TOLERANCE = 1e-7
-"""Largest norm of the gradient, relative to that at zero."""
 CG_TOLERANCE = 1e-6
 """Largest norm of the residual, relative to the gradient."""
 
@@ -90,9 +112,15 @@ def _isometric(features: Tensor) -> Tensor:
 
 
 class _Problem:
-    """The convex objective of each episode."""
+    """The convex objective of each episode.
 
-    def __init__(self, features: Tensor, targets: Tensor, c: float) -> None:
+    Args:
+        features: float64 [episodes, n, dim].
+        targets: float64 [episodes, n, way].
+        c: weight of the cross-entropies, or of each, [episodes, n, 1].
+    """
+
+    def __init__(self, features: Tensor, targets: Tensor, c: float | Tensor) -> None:
         self.features, self.targets, self.c = features, targets, c
 
     def zero(self) -> Point:
@@ -109,7 +137,8 @@ class _Problem:
         """[episodes, 1, 1]."""
         logits = self.logits(point)
         losses = logits.logsumexp(dim=2) - (logits * self.targets).sum(dim=2)
-        return self.c * losses.sum(dim=1)[:, None, None] + point[0].square().sum(dim=(1, 2), keepdim=True) / 2
+        total = (self.c * losses[..., None]).sum(dim=1, keepdim=True)
+        return total + point[0].square().sum(dim=(1, 2), keepdim=True) / 2
 
     def slope(self, point: Point) -> tuple[Tensor, Tensor]:
         """Derivative of the losses by the logits, and the probabilities, [episodes, n, way]."""
@@ -148,14 +177,14 @@ def _lbfgs(problem: _Problem, labels: Tensor, tolerance: float) -> Point:
     return weight[None], (bias - bias.mean())[None]
 
 
-def _newton(problem: _Problem, point: Point) -> Point:
+def _newton(problem: _Problem, point: Point, end: float) -> Point:
     """Newton's method with conjugate gradients and halved steps from a point, all episodes side by side."""
     at_zero = problem.gradient(problem.zero())[0]
     first = _dot(at_zero, at_zero)
     for _ in range(NEWTON_STEPS):
         gradient, probabilities = problem.gradient(point)
         size = _dot(gradient, gradient)
-        if bool((size <= TOLERANCE**2 * first).all()):
+        if bool((size <= end**2 * first).all()):
             break
         step = _solve(problem, probabilities, gradient, size)
         point = _line_search(problem, point, step, _dot(gradient, step))

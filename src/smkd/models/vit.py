@@ -165,7 +165,10 @@ class VisionTransformer(nn.Module):
         """
         with torch.device("meta"):  # to draw weights takes as long as to read a file
             made = cls.from_config(config, mask_token="mask_token" in weights)
-        made.to_empty(device="cpu").load_state_dict(dict(weights))
+        for module in made.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                setattr(module, name, nn.Parameter(torch.empty(parameter.shape)))
+        made.load_state_dict(dict(weights))
         return made.eval()
 
     def freeze(self, last: int) -> None:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from smkd.classify.estimator import FewShotClassifier
+from smkd.classify.classifier import ImageClassifier
 from smkd.errors import ConfigError
 from smkd.files import expanded
 from smkd.publishing.classifier_card import classifier_card
@@ -60,7 +60,7 @@ def export_classifier(
         SmkdError: wrong settings, a place that is taken, or a program that computes something else.
     """
     form = _checked_form(to, repository, reject, backbone_options)
-    classifier = FewShotClassifier.load(file, "cpu")
+    classifier = ImageClassifier.load(file, "cpu")
     encoder = classifier.encoder_
     if encoder is None:
         raise ConfigError(f"'{file}' was made from features and has no backbone to look at images with")
@@ -96,7 +96,7 @@ def _checked_form(to: str, repository: str | None, reject: float | None, backbon
     return form
 
 
-def _write_folder(classifier: FewShotClassifier, folder: Path, name: str, repository: str | None) -> list[str]:
+def _write_folder(classifier: ImageClassifier, folder: Path, name: str, repository: str | None) -> list[str]:
     """Fill a folder that is, or is to become, a repository of the Hub."""
     folder.mkdir(exist_ok=True)
     classifier.save(folder / CLASSIFIER_FILE)

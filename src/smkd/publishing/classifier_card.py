@@ -7,8 +7,8 @@ import re
 from huggingface_hub import ModelCard, ModelCardData
 
 from smkd import __version__
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.encoder import Encoder
-from smkd.classify.estimator import FewShotClassifier
 from smkd.publishing.classifier_graph import images_per_class, named_classes
 from smkd.publishing.place import LIBRARY
 from smkd.weights.architecture import Architecture
@@ -71,7 +71,7 @@ use `--reject`. The file holds numbers that were computed from the labelled phot
 """
 
 
-def classifier_card(classifier: FewShotClassifier, name: str, repository: str | None) -> ModelCard:
+def classifier_card(classifier: ImageClassifier, name: str, repository: str | None) -> ModelCard:
     """The card of a classifier of images.
 
     Args:
@@ -108,7 +108,7 @@ def _license_id(license: str) -> str:
     return license if re.fullmatch(r"[a-z0-9.+-]+", license) else "other"
 
 
-def _accuracy(classifier: FewShotClassifier) -> str:
+def _accuracy(classifier: ImageClassifier) -> str:
     left = classifier.left_out_
     if not left.images:
         return "Unknown: no class has two images, of which one could be left out."
@@ -119,7 +119,7 @@ def _accuracy(classifier: FewShotClassifier) -> str:
     )
 
 
-def _parts(classifier: FewShotClassifier, encoder: Encoder) -> list[tuple[str, str]]:
+def _parts(classifier: ImageClassifier, encoder: Encoder) -> list[tuple[str, str]]:
     config = encoder.config
     if encoder.backbone is None or config.model is None:
         return [("backbone", "none: plain colours"), ("head", classifier.head_)]

@@ -1,6 +1,6 @@
 """A classifier as a graph that can become a program: pixels in, probabilities out, with the whole backbone in it.
 
-It computes what `FewShotClassifier` does, in the same steps: features in float32, the head and 'none of these' in
+It computes what `ImageClassifier` does, in the same steps: features in float32, the head and 'none of these' in
 float64.
 """
 
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from smkd import __version__
+from smkd.classify.classifier import ImageClassifier
 from smkd.classify.encoder import Encoder
-from smkd.classify.estimator import FewShotClassifier
 from smkd.classify.known import class_directions, nearest_cosine
 from smkd.data.color import normalize
 from smkd.errors import ConfigError
@@ -28,12 +28,12 @@ NONE_OF_THESE = -1
 """What `answer` is then."""
 
 
-def classifier_program(classifier: FewShotClassifier, *, reject: float | None, license: str) -> Computation:
+def classifier_program(classifier: ImageClassifier, *, reject: float | None, license: str) -> Computation:
     """What a classifier of images computes.
 
     Args:
         classifier: on the CPU, with a backbone.
-        reject: as `FewShotClassifier.predict` has it.
+        reject: as `ImageClassifier.predict` has it.
         license: of the weights.
 
     Raises:
@@ -49,7 +49,7 @@ def classifier_program(classifier: FewShotClassifier, *, reject: float | None, l
     )  # fmt: skip
 
 
-def learned_rule(classifier: FewShotClassifier) -> tuple[InductiveHead, Rule]:
+def learned_rule(classifier: ImageClassifier) -> tuple[InductiveHead, Rule]:
     """The head of a classifier, and what it has learned.
 
     Raises:
@@ -85,7 +85,7 @@ class ClassifierGraph(nn.Module):
     labels: Tensor
     directions: Tensor
 
-    def __init__(self, classifier: FewShotClassifier, encoder: Encoder, reject: float | None) -> None:
+    def __init__(self, classifier: ImageClassifier, encoder: Encoder, reject: float | None) -> None:
         super().__init__()
         self.config, self.backbone = encoder.config, encoder.backbone
         self.head, rule = learned_rule(classifier)
@@ -138,7 +138,7 @@ class ClassifierGraph(nn.Module):
         return self.head.answer(rule, self.labels, query)[0]
 
 
-def _about(classifier: FewShotClassifier, encoder: Encoder, reject: float | None, license: str) -> dict[str, Any]:
+def _about(classifier: ImageClassifier, encoder: Encoder, reject: float | None, license: str) -> dict[str, Any]:
     """What a caller of the program has to know, as plain values."""
     config, known = encoder.config, classifier.known_ is not None
     which = None if encoder.backbone is None else written(numbered(config.features, len(encoder.backbone.blocks)))
@@ -155,12 +155,12 @@ def _about(classifier: FewShotClassifier, encoder: Encoder, reject: float | None
     }  # fmt: skip
 
 
-def named_classes(classifier: FewShotClassifier) -> list[str]:
+def named_classes(classifier: ImageClassifier) -> list[str]:
     """Names of the classes, in the order of the probabilities."""
     names: list[str] = classifier.classes_.astype(str).tolist()
     return names
 
 
-def images_per_class(classifier: FewShotClassifier) -> list[int]:
+def images_per_class(classifier: ImageClassifier) -> list[int]:
     """How many images each class was learned from."""
     return torch.from_numpy(classifier.support_labels_).bincount().tolist()
