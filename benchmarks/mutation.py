@@ -112,7 +112,6 @@ EQUIVALENT = {
     ("objectives.patch_entropy", "return logits.sub_(self.center).div_(self.temperature).softmax(dim=1)"): LAST_OF_TWO,
     ("objectives.patch_entropy", "largest, at = z.max(dim=1, keepdim=True)  # [some rows, 1]"): LAST_OF_TWO,
     ("objectives.patch_entropy", "softmax = z.softmax(dim=1)  # [some rows, prototypes]"): LAST_OF_TWO,
-    ("classify.known", "familiar = np.repeat([2, 0], [len(kind) for kind in kinds])"): "two classes all the same",
     ("objectives.patch_entropy", "scale = max(len(embedded), 2)"): "the scale cancels",
     ("objectives.patch_entropy",
      'values, source[order], size.cumsum(0) - size, mode="sum", per_sample_weights=weight[order]'):

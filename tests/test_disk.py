@@ -70,8 +70,9 @@ def test_a_disk_that_is_full_after_any_number_of_bytes(
         assert "File too large" in one_line(error)
     for name in files():
         checkpoint.load_checkpoint(OUT / "checkpoints" / name)
+    place = Path.cwd()  # undone too
     monkeypatch.undo()
-    monkeypatch.chdir(OUT.absolute().parent)
+    monkeypatch.chdir(place)
     run(*WORDS)
     assert (files(), records()) == finished
 

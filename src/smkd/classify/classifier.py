@@ -165,7 +165,14 @@ class ImageClassifier:
 
     def features(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
         """Features float32 [n, dim] of images; X itself, checked, if it is features already."""
-        return self._given(X)
+        images = as_pictures(X)
+        if images is not None:
+            return self._encoded(images)
+        found: NDArray[np.float32] = np.asarray(X, np.float32)
+        if found.ndim != 2 or found.shape[1] != self.n_features_in_:
+            raise InputError(f"X is {list(found.shape)}, expected features [n, {self.n_features_in_}]")
+        check_finite_rows(found, "X")
+        return found
 
     def save(self, path: str | Path) -> None:
         """Write everything, the backbone included, into one file (`smkd.weights.smkd_file`).
@@ -268,17 +275,6 @@ class ImageClassifier:
     def _scores(self, features: NDArray[np.float32]) -> Tensor:
         with torch.inference_mode():
             return self._learned.scores(torch.from_numpy(features))
-
-    def _given(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
-        """Features of images, or those that are given."""
-        images = as_pictures(X)
-        if images is not None:
-            return self._encoded(images)
-        found: NDArray[np.float32] = np.asarray(X, np.float32)
-        if found.ndim != 2 or found.shape[1] != self.n_features_in_:
-            raise InputError(f"X is {list(found.shape)}, expected features [n, {self.n_features_in_}]")
-        check_finite_rows(found, "X")
-        return found
 
     def _encoded(self, images: Sequence[Picture]) -> NDArray[np.float32]:
         if self.encoder_ is None:

@@ -106,7 +106,8 @@ class FewShotClassifier(ClassifierMixin, BaseEstimator, ImageClassifier):  # typ
         check_is_fitted(self, "support_")
         super().save(path)
 
-    def _given(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+    def features(self, X: Any) -> NDArray[np.float32]:  # noqa: N803
+        """See `ImageClassifier.features`."""
         check_is_fitted(self, "support_")
         return self._features(X, None, reset=False)
 
