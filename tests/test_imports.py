@@ -128,6 +128,11 @@ def test_circles_are_found() -> None:
     assert circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
 
 
+def test_each_public_name_is_found() -> None:
+    assert {*smkd._PLACES, "__version__"} == set(smkd.__all__)
+    assert all(getattr(smkd, name) is not None for name in smkd.__all__)
+
+
 def test_a_name_stands_for_one_thing() -> None:
     """Public classes and functions; a verb of the command line may be called like the function it wires."""
     places: dict[str, list[str]] = {}

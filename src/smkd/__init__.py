@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from smkd.publishing.write import export, from_pretrained
 
 
-PLACES = {
+_PLACES = {
     "FewShotClassifier": "smkd.classify",
     "Result": "smkd.fewshot.accuracy",
     "RunConfig": "smkd.config.run_config",
@@ -73,13 +73,13 @@ PLACES = {
 
 def __getattr__(name: str) -> Any:
     # torch is imported when something of it is asked for, so that `smkd --help` answers at once
-    if name not in PLACES:
+    if name not in _PLACES:
         raise AttributeError(f"module 'smkd' has no attribute '{name}'")
     collects = gc.isenabled()
     # a collection in between looks through all that PyTorch has made, which takes a third of the time
     gc.disable()
     try:
-        return getattr(import_module(PLACES[name]), name)
+        return getattr(import_module(_PLACES[name]), name)
     finally:
         if collects:
             gc.enable()

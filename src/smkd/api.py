@@ -30,8 +30,8 @@ from smkd.fewshot.feature_file import FeatureSource, read_features, read_source
 from smkd.fewshot.features import PIXEL_SIDE, Features, Stream, pixel_stream
 from smkd.fewshot.validation import FewShotValidation, backbone_features
 from smkd.files import expanded, printable, sha256
-from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
+from smkd.weights.architecture import check_finite
 from smkd.weights.load import MARK
 
 __all__ = ["Result", "RunConfig", "distill", "evaluate", "load", "open_features", "pretrain", "resolve"]

@@ -28,11 +28,10 @@ from smkd.fewshot.candidates import numbered
 from smkd.fewshot.features import PIXEL_SIDE, Stream, backbone_stream, pixel_stream
 from smkd.files import expanded
 from smkd.machine import cores
-from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer, block_numbers
 from smkd.processes import allowed
 from smkd.progress import Track
-from smkd.weights.architecture import check_described
+from smkd.weights.architecture import check_described, check_finite
 from smkd.weights.catalogue import find
 from smkd.weights.fetch import is_remote
 from smkd.weights.load import EXPORTED, FOREIGN_RECIPE, MARK

@@ -14,8 +14,7 @@ from smkd.config import loading
 from smkd.config.run_config import RunConfig
 from smkd.config.schema import Count, HeadConfig
 from smkd.errors import CheckpointError, ConfigError
-from smkd.models.finite import check_finite, weight_fault
-from smkd.weights.architecture import check_described, head_shapes
+from smkd.weights.architecture import check_described, check_finite, head_shapes, weight_fault
 from smkd.weights.rename import BACKBONE, HEAD, without_prefix
 
 Weights = dict[str, Tensor]

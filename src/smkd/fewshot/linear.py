@@ -40,8 +40,8 @@ class Logistic(InductiveHead):
     """Multinomial logistic regression, to convergence (as used by Tian et al., ECCV 2020).
 
     Minimises `c * sum of cross-entropies + |weight|² / 2`; the intercepts are not penalised. Episodes are solved side
-    by side. A single support of more than `FEW` images is solved by scikit-learn, which is faster there but takes a
-    second to load.
+    by side. A single support of more than `FEW_IMAGES` images is solved by scikit-learn, which is faster there but
+    takes a second to load.
     """
 
     fit_at_once: ClassVar[int] = 250
@@ -65,7 +65,7 @@ class Logistic(InductiveHead):
         # for one support, fewer channels are worth the search for them only where they are much fewer
         small = features if is_alone and features.shape[2] <= 2 * features.shape[1] else _isometric(features)
         problem = _Problem(small, one_hot(labels, features.dtype).transpose(1, 2), self.c)
-        by_sklearn = is_alone and labels.shape[1] > FEW
+        by_sklearn = is_alone and labels.shape[1] > FEW_IMAGES
         point = _lbfgs(problem, labels[0], self.tolerance) if by_sklearn else problem.zero()
         if self.is_exact or not by_sklearn:
             point = _newton(problem, point, self.end)
@@ -91,7 +91,7 @@ def balanced_logistic(values: Tensor, positive: Tensor) -> tuple[float, float]:
     return float(of_ways[0, 0, 1] - of_ways[0, 0, 0]), float(intercepts[0, 0, 1] - intercepts[0, 0, 0])
 
 
-FEW = 64
+FEW_IMAGES = 64
 """Images of a support that are solved without scikit-learn."""
 LBFGS_STEPS = 10_000
 NEWTON_STEPS = 100

@@ -13,9 +13,9 @@ from torch import Tensor
 from smkd.config import foreign_text, loading
 from smkd.config.run_config import RunConfig
 from smkd.errors import ConfigError
-from smkd.models.finite import check_finite
 from smkd.models.vit import VisionTransformer
 from smkd.weights import fetch, smkd_file
+from smkd.weights.architecture import check_finite
 from smkd.weights.smkd_file import BackboneInfo, Score
 
 

@@ -1,4 +1,4 @@
-"""The architecture of a ViT, read from the shapes of its weights."""
+"""The architecture of a ViT, read from the shapes of its weights; and checks that weights are plain finite floats."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from smkd.models.head import ProjectionHead
 from smkd.models.vit import SIZES, VisionTransformer, check_sizes
 from smkd.weights.attention_heads import known_heads
 from smkd.weights.rename import State
+
+WEIGHT_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,34 @@ def check_shapes(
             raise CheckpointError(
                 f"'{file}' is another kind of ViT: {name} is {list(weights[name].shape)}, ours is {list(shape)}"
             )
+
+
+def weight_fault(value: torch.Tensor) -> str:
+    """What is wrong with a tensor of weights, in words; empty for a dense tensor of floats."""
+    if value.is_nested or value.layout != torch.strided:
+        return "sparse or nested; weights should be dense"
+    if value.device.type == "meta":
+        return "without numbers (a 'meta' tensor)"
+    if value.dtype not in WEIGHT_TYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in WEIGHT_TYPES)
+        return f"{str(value.dtype).removeprefix('torch.')}; weights should be {names}"
+    return ""
+
+
+def check_finite(weights: Mapping[str, torch.Tensor], where: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        weights: dense tensors of floats, by name.
+        where: what messages call the file or network.
+
+    Raises:
+        CheckpointError: one is not finite; names it.
+    """
+    for name, value in weights.items():
+        bad = value.numel() - int(value.isfinite().sum())
+        if bad:
+            raise CheckpointError(f"'{where}': {bad} of {value.numel()} numbers of {name} are NaN or infinite")
 
 
 def _mlp(weights: State, dim: int) -> tuple[int, bool]:

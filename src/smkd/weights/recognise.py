@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from smkd.errors import CheckpointError
-from smkd.models.finite import check_finite, weight_fault
 from smkd.weights import smkd_file
+from smkd.weights.architecture import check_finite, weight_fault
 from smkd.weights.rename import State, backbone_weights, head_prefix, head_weights, is_backbone, prefixes
 
 PAIR = ("student", "teacher")

@@ -24,7 +24,7 @@ from smkd.config.run_config import RunConfig
 from smkd.config.schema import Section
 from smkd.errors import CheckpointError
 from smkd.files import explained, written_aside
-from smkd.models.finite import check_finite, weight_fault
+from smkd.weights.architecture import check_finite, weight_fault
 from smkd.weights.rename import BACKBONE
 
 KEY = "smkd"
