@@ -8,12 +8,10 @@ backbone = smkd.load(run)
 from __future__ import annotations
 
 import gc
-import os
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from smkd.machine import thread_settings
+from smkd.machine import settle_threads
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,8 +33,7 @@ __all__ = [
     "resolve",
 ]
 
-if "torch" not in sys.modules:
-    os.environ.update(thread_settings(os.environ))
+settle_threads()
 
 if TYPE_CHECKING:
     from smkd.adaptation import adapt

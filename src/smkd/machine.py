@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-SPINS = "2000"
-"""Looks that a waiting thread of OpenMP takes before it sleeps. GNU's default of some 100,000 halves the speed of a
-small network beside one other busy process, and more beside several (docs/performance.md)."""
+SPINS, SPINS_BUSY = "5000", "200"
+"""Looks that a waiting thread of OpenMP takes before it sleeps, on a quiet machine and on a busy one. GNU's default of
+some 300,000 is a third of the speed of a small network beside one other busy process (docs/performance.md)."""
+LOOKS, PAUSE = 5, 0.002
+"""At what else runs on the machine, and seconds between two of them."""
+_set: set[str] = set()
+"""Variables of the environment that were set here, not by the user."""
 
 
 def cores() -> int:
     """Number of cores that this process may use, by its affinity and the quota of its control group."""
     quota = _quota()
     return _bound() if quota is None else max(1, min(_bound(), int(quota)))
+
+
+def settle_threads() -> None:
+    """Set the variables of `thread_settings`, unless PyTorch is loaded; again, if what else runs has changed."""
+    if "torch" not in sys.modules:
+        given = {name: value for name, value in os.environ.items() if name not in _set}
+        found = thread_settings(given)
+        _set.update(found)
+        os.environ.update(found)
 
 
 def thread_settings(given: Mapping[str, str]) -> dict[str, str]:
@@ -29,10 +44,23 @@ def thread_settings(given: Mapping[str, str]) -> dict[str, str]:
     """
     found = {}
     if not given.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
-        found["GOMP_SPINCOUNT"] = SPINS
+        found["GOMP_SPINCOUNT"] = SPINS_BUSY if _busy() else SPINS
     if "OMP_NUM_THREADS" not in given and cores() < _bound():
         found["OMP_NUM_THREADS"] = str(cores())
     return found
+
+
+def _busy(root: Path = Path("/")) -> bool:
+    """Whether others use the machine, so that not each of this process's threads has a core (Linux tells)."""
+    others = []
+    for look in range(LOOKS):
+        time.sleep(PAUSE * (look > 0))
+        try:
+            table = (root / "proc/stat").read_text(encoding="utf-8")
+            others.append(int(table.split("procs_running")[1].split()[0]) - 1)
+        except (OSError, ValueError, IndexError):
+            return False
+    return min(others) + cores() > (os.cpu_count() or 1)
 
 
 def free_memory(root: Path = Path("/")) -> int | None:

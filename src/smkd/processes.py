@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -24,6 +25,11 @@ DEATH = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed 
 """PyTorch's message about a loading process that ended."""
 CUT_OFF = (ConnectionResetError, ConnectionRefusedError, EOFError)
 """What is seen of a process that ends while it hands an image over."""
+BUSY = """import os, sys, threading
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
+print(flush=True)
+while True: pass"""
+"""A program that keeps a core busy until its parent ends."""
 NO_GUARD = 3
 """Exit code of a process that found itself in a script without a main guard."""
 
@@ -149,3 +155,19 @@ def end_at_interrupts() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+@contextmanager
+def busy_processes(count: int) -> Iterator[None]:
+    """So many processes that keep a core busy each, as other users of the machine would."""
+    words = [sys.executable, "-c", BUSY]
+    running = [subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
+    try:
+        for process in running:
+            assert process.stdout is not None
+            process.stdout.readline()
+        yield
+    finally:
+        for process in running:
+            process.kill()
+            process.communicate()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import sys
@@ -112,6 +113,8 @@ def main() -> None:
         _main()
     finally:
         _flush()
+        # or Python would look for cycles in all of PyTorch before it ends, for half a second
+        gc.freeze()
 
 
 def _flush() -> None:

@@ -264,16 +264,20 @@ def bench(
 
     Without data= the views are noise on the device; with it, images go through the loader.
     """
-    from smkd import api
-    from smkd.engine.bench import busy_processes
-    from smkd.engine.bench import measure_steps as measure
-    from smkd.engine.log import console
     from smkd.files import millions
-    from smkd.viz.measured import rich_table
+    from smkd.machine import settle_threads
+    from smkd.processes import busy_processes
 
     earlier = None if against is None else _read(against)
     with busy_processes(load):
-        found = measure(api.resolve(recipe, settings or []), steps)
+        settle_threads()  # before PyTorch loads
+        from smkd.config.loading import resolve
+        from smkd.engine.bench import measure_steps
+
+        found = measure_steps(resolve(recipe, settings or []), steps)
+    from smkd.engine.log import console
+    from smkd.viz.measured import rich_table
+
     if json_file is not None:
         write_json(json_file, found.as_dict())
     console.print(

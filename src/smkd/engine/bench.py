@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import resource
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -33,10 +32,6 @@ from smkd.errors import ConfigError
 STEP_PARTS = ("data", "color", "teacher", "student", "objective", "backward", "optimizer", "ema")
 SYNTHETIC_CLASSES = 64
 SYNTHETIC_IMAGES = 4
-BUSY = """import os, sys, threading
-threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
-while True: pass"""
-"""A program that keeps a core busy until its parent ends."""
 CEILING_SIDE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
 
 
@@ -76,18 +71,6 @@ class Bench:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return asdict(self)
-
-
-@contextmanager
-def busy_processes(count: int) -> Iterator[None]:
-    """So many processes that keep a core busy each, as other users of the machine would."""
-    running = [subprocess.Popen([sys.executable, "-c", BUSY], stdin=subprocess.PIPE) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for process in running:
-            process.kill()
-            process.communicate()
 
 
 @opened_once()
