@@ -106,6 +106,9 @@ def test_the_differences_of_two_runs(folder: Path) -> None:
     assert smkd("runs", "diff", first, first).stdout.splitlines()[3:] == ["no setting differs"]
     assert refused("runs", "diff", first).startswith("smkd: runs diff compares two runs, not 1;")
     assert refused("runs", "diff", folder, first) == f"smkd: '{folder}' is no run: it holds no config.yaml"
+    missing = folder / "no"
+    for words in (("watch", missing), ("report", missing, "-o", "x.html")):
+        assert refused(*words, cwd=folder) == f"smkd: '{missing}' does not exist"
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:

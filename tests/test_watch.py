@@ -177,7 +177,7 @@ def test_eval_says_which_checkpoint_it_took_and_prints_latex(folder: Path) -> No
 def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     assert "'photos' is no run" in refused("watch", "photos", cwd=tmp_path)
-    assert "'nothing' is no run" in refused("watch", "nothing", cwd=tmp_path)
+    assert "'nothing' does not exist" in refused("watch", "nothing", cwd=tmp_path)
 
 
 def test_flags_have_no_type_in_the_help() -> None:

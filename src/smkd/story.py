@@ -13,8 +13,8 @@ from smkd.config.protocol import ProtocolConfig
 from smkd.config.run_config import RunConfig
 from smkd.data.datasets import open_split
 from smkd.data.images import Images
-from smkd.engine.runs import named_runs
-from smkd.errors import ConfigError, SmkdError
+from smkd.engine.runs import config_of, named_runs
+from smkd.errors import SmkdError
 from smkd.fewshot.accuracy import Result, evaluate_features
 from smkd.fewshot.features import Features, pixel_stream
 from smkd.fewshot.validation import backbone_features
@@ -99,10 +99,7 @@ def measured_story(runs: list[Path], data: str | Path | None, episodes: int | No
 
 
 def _opened(runs: list[Path], data: str | Path | None, episodes: int | None) -> Story:
-    for run in runs:
-        if not (run / "config.yaml").is_file():
-            raise ConfigError(f"'{run}' is no run: it holds no config.yaml")
-    configs = [loading.load_config(run / "config.yaml") for run in runs]
+    configs = [config_of(run) for run in runs]
     if data is not None:
         configs[-1] = loading.changed(configs[-1], {"data": {"root": str(data)}})
     protocol = configs[-1].evaluation

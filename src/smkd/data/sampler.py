@@ -54,7 +54,10 @@ class EpochSampler(Sampler[list[Pick]]):
         accumulate: int = 1, rank: int = 0, world: int = 1,
     ) -> None:  # fmt: skip
         if len(labels) < batch_size:
-            raise DataError(f"batch_size={batch_size} is larger than the training set ({len(labels)} images)")
+            raise DataError(
+                f"batch_size={batch_size} is larger than the training set ({len(labels)} images); set batch_size to "
+                f"{len(labels)} or less"
+            )
         classes = len(np.unique(labels))
         if balanced is not None and balanced.classes > classes:
             raise DataError(f"data.sampler.classes={balanced.classes}, but there are only {classes} training classes")

@@ -66,6 +66,17 @@ def find_runs(place: Path) -> list[Path]:
     return found
 
 
+def config_of(run: Path) -> RunConfig:
+    """The settings of a run.
+
+    Raises:
+        ConfigError: the folder is no run, or its config.yaml cannot be read.
+    """
+    if not (run / MARKS[0]).is_file():
+        raise ConfigError(f"'{run}' " + (f"is no run: it holds no {MARKS[0]}" if run.exists() else "does not exist"))
+    return loading.load_config(run / MARKS[0])
+
+
 def named_runs(runs: Sequence[Path]) -> dict[str, Path]:
     """Runs by what to call them: the folder's name, or its path where two have the same."""
     names = [run.resolve().name for run in runs]
@@ -130,10 +141,7 @@ def run_differences(first: Path, second: Path) -> list[str]:
     Raises:
         ConfigError: a folder is no run, or its config.yaml cannot be read.
     """
-    for folder in (first, second):
-        if not (folder / MARKS[0]).is_file():
-            raise ConfigError(f"'{folder}' is no run: it holds no {MARKS[0]}")
-    one, other = (loading.load_config(folder / MARKS[0]) for folder in (first, second))
+    one, other = config_of(first), config_of(second)
     return [*loading.differences(one, other), *loading.differences(one, other, free=True)]
 
 

@@ -9,11 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from smkd.config import foreign_text, loading
+from smkd.config import foreign_text
 from smkd.config.run_config import RunConfig
 from smkd.engine.evaluator import INTERVAL, scores_in_words
-from smkd.engine.runs import MARKS, run_summary
-from smkd.errors import ConfigError
+from smkd.engine.runs import MARKS, config_of, run_summary
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 40
@@ -29,9 +28,7 @@ def state_of(run: Path) -> list[str]:
     Raises:
         ConfigError: the folder is no run, or its config.yaml cannot be read.
     """
-    if not (run / MARKS[0]).is_file():
-        raise ConfigError(f"'{run}' is no run: it holds no {MARKS[0]}")
-    config = loading.load_config(run / MARKS[0])
+    config = config_of(run)
     summary = run_summary(run)
     path = run / MARKS[1]
     found = foreign_text.json_records(path) if path.is_file() else []
