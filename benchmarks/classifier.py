@@ -61,7 +61,8 @@ def heads(features: Features) -> dict[str, dict[str, float]]:
             chances = classifier.predict_proba(asked)
             # softmax(scores), from softmax(scores / T)
             sharp = np.log(np.maximum(chances, 1e-300)) * classifier.temperature_
-            raw.append(np.exp(sharp) / np.exp(sharp).sum(axis=1, keepdims=True))
+            weights = np.exp(sharp - sharp.max(axis=1, keepdims=True))
+            raw.append(weights / weights.sum(axis=1, keepdims=True))
             fitted.append(chances)
             truths.append(truth.numpy())
             right.append(float((chances.argmax(axis=1) == truth.numpy()).mean()))

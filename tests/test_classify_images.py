@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from sklearn.base import clone
+from torch import Tensor
 
 from classify_data import blobs, tiny_checkpoint, tiny_network
 from made_images import photographs
@@ -21,6 +22,7 @@ from smkd import api
 from smkd.classify import Encoder, FewShotClassifier, ImageIndex, open_encoder
 from smkd.config.loading import resolve
 from smkd.errors import CheckpointError, ConfigError, DataError
+from smkd.fewshot import features
 from smkd.models.vit import VisionTransformer
 
 
@@ -61,6 +63,28 @@ def test_features_are_those_of_eval(place: Path) -> None:
     some = [images.load(index).permute(1, 2, 0).numpy() for index in range(40)]
     own = open_encoder(place / "net.pt", accelerator="cpu")(some)
     np.testing.assert_allclose(own, opened.features().values[:40].numpy(), atol=1e-6)
+
+
+def test_large_images_go_through_the_network_a_few_at_a_time(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoder, paths = open_encoder(place / "net.pt", accelerator="cpu"), files(place / "support")[0]
+    encoder.config = encoder.config.model_copy(update={"precision": "fp32"})
+    assert encoder.backbone is not None
+    shapes, own = [], encoder.backbone.last_blocks
+
+    def noted(images: Tensor, blocks: Any) -> Any:
+        shapes.append(len(images))
+        return own(images, blocks)
+
+    monkeypatch.setattr(encoder.backbone, "last_blocks", noted)
+    together = encoder(paths)
+    hidden = 4 * encoder.backbone.embed_dim * (encoder.config.crop // encoder.backbone.patch_size) ** 2
+    assert shapes == [len(paths)]
+    monkeypatch.setattr(features, "CPU_NUMBERS", 3 * hidden)
+    torch.testing.assert_close(encoder(paths), together, rtol=1e-4, atol=1e-5)
+    assert max(shapes[1:]) == 3
+    monkeypatch.setattr(features, "CPU_NUMBERS", 1)
+    torch.testing.assert_close(encoder(paths), together, rtol=1e-4, atol=1e-5)
+    assert shapes[-1] == 1
 
 
 def test_a_network_needs_a_recipe_and_is_the_same_as_its_file(place: Path) -> None:
