@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import shlex
@@ -19,6 +20,12 @@ from smkd.cli import VERBS, app
 from smkd.errors import ConfigError
 
 DEBUG = ("debug-pretrain", "epochs=1", "data.limit_per_class=6", "validation.every=0", "batch_size=32")
+
+
+def test_a_command_within_a_process_leaves_its_garbage_collection_alone() -> None:
+    before = gc.get_freeze_count()
+    assert smkd("recipes").returncode == 0
+    assert gc.get_freeze_count() == before
 
 
 @pytest.mark.slow

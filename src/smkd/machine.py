@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SPINS, SPINS_BUSY = "5000", "200"
-"""Looks that a waiting thread of OpenMP takes before it sleeps, on a quiet machine and on a busy one. GNU's default of
-some 300,000 is a third of the speed of a small network beside one other busy process (docs/performance.md)."""
+"""Looks that a waiting thread of OpenMP takes before it sleeps, on a quiet machine and on a busy one. With GNU's
+default of some 300,000 a small network trains at a third of its speed beside a busy process (docs/performance.md)."""
 LOOKS, PAUSE = 5, 0.002
 """At what else runs on the machine, and seconds between two of them."""
 _set: set[str] = set()

@@ -1,4 +1,4 @@
-"""Worker processes: how many may be started, which one speaks, how they end with their parent, and why one died."""
+"""Other processes: how many may be started, which one speaks, how they end with their parent, and why one died."""
 
 from __future__ import annotations
 

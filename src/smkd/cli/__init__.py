@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import io
 import os
@@ -109,12 +110,12 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # what a terminal or file cannot encode is escaped
             stream.reconfigure(errors="backslashreplace")
+    # or Python would look for cycles in all of PyTorch before it ends, for half a second
+    atexit.register(gc.freeze)
     try:
         _main()
     finally:
         _flush()
-        # or Python would look for cycles in all of PyTorch before it ends, for half a second
-        gc.freeze()
 
 
 def _flush() -> None:
