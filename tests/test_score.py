@@ -150,6 +150,8 @@ def test_the_command(place: Path, tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     # again over its own files, and the page of `fit`
     assert smkd("score", "clf.smkd", "photos", "--report", tmp_path / "s.html", cwd=place).returncode == 0
+    assert "catches of no class" in page
+    assert "catches of no class" not in (tmp_path / "s.html").read_text()  # no images of no class were given
     left = (place / "left.html").read_text()
     assert f"{100 * classifier.left_out_.mean:.1f} % in the mean over 3 classes" in left
 

@@ -96,12 +96,12 @@ def _sections(scored: Scored) -> list[PageSection]:
     ]  # fmt: skip
     rows = [found for reject in THRESHOLDS if (found := scored.threshold(reject)) is not None]
     if rows:
-        auroc = "" if scored.auroc is None else f" AUROC: {scored.auroc:.2f}; 0.5 is a guess, 1 is best."
-        sections.append(PageSection(
-            "'None of these'",
-            f"What each threshold of --reject keeps, how much of that is right, and what it catches.{auroc}",
-            table=_threshold_table(rows),
-        ))  # fmt: skip
+        about = "What each threshold of --reject keeps, and how much of that is right."
+        if scored.auroc is not None:
+            about += f" The last column is what it catches. AUROC: {scored.auroc:.2f}; 0.5 is a guess, 1 is best."
+        else:
+            about += " `smkd score --unknown` adds what it catches."
+        sections.append(PageSection("'None of these'", about, table=_threshold_table(rows)))
     more = f" The {SHOWN_MISTAKES} surest are shown." if wrong > SHOWN_MISTAKES else ""
     sections.append(PageSection(
         f"Mistakes: {wrong}", f"The surest answers come first.{more}" if wrong else "There are none.",
@@ -127,11 +127,9 @@ def _threshold_table(rows: Sequence[Threshold]) -> list[list[str]]:
     def shown(share: float | None) -> str:
         return "" if share is None else percent(share)
 
-    head = ["--reject", "keeps", "right among these", "catches of no class"]
-    return [
-        head,
-        *([f"{each.reject:.1f}", shown(each.kept), shown(each.accuracy), shown(each.caught)] for each in rows),
-    ]
+    table = [["--reject", "keeps", "right among these", "catches of no class"]]
+    table += [[f"{each.reject:.1f}", shown(each.kept), shown(each.accuracy), shown(each.caught)] for each in rows]
+    return table if any(each.caught is not None for each in rows) else [row[:-1] for row in table]
 
 
 def _mistake(scored: Scored, place: int) -> str:
