@@ -319,11 +319,12 @@ def test_files_that_are_not_as_prepared_are_named(root: Path) -> None:
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs Linux")
 def test_a_killed_verify_leaves_no_process(root: Path) -> None:
     code = (
-        "import sys, time\n"
+        "import os, sys, time\n"
         "from smkd.data import inspect\n"
         "from smkd.data.sources import open_dataset\n"
         "inspect.SCANNED_AT_ONCE = 1\n"
-        "def slow(*args):\n    print('looking', flush=True)\n    time.sleep(60)\n"
+        # one write: both processes come here at the same time
+        "def slow(*args):\n    os.write(1, b'looking\\n')\n    time.sleep(60)\n"
         "inspect.look = slow\n"
         "inspect.scan(open_dataset(sys.argv[1]).open('train'), 2)\n"
     )
